@@ -1,0 +1,3 @@
+"""Restrain trains deep residual networks: one recipe from a laptop to a thousand GPUs; nothing lost, nothing guessed."""
+
+__version__ = "0.1.0"
