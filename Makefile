@@ -1,0 +1,38 @@
+# make quickstart   install, train a ResNet-20 on handwritten digits, say what it reached
+# make test         install what is missing, run the tests
+# make check        lint, types, import arrows
+.DELETE_ON_ERROR:
+.PHONY: quickstart test check clean
+SHELL := /bin/bash
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+quickstart: .venv/.installed
+	$(BIN)/restrain train digits_resnet20
+
+test: .venv/.installed
+	$(BIN)/python -m pytest -m "not slow and not slurm and not gpu" $(ARGS)
+
+check: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+	$(BIN)/shellcheck slurm/*.sh .ci/run
+
+# The stamp is written last, so an interrupted installation is simply repeated.
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Restrain needs Python 3.11 or newer; $(PYTHON) is older. Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	@if command -v uv >/dev/null; then \
+	  set -e; [ -x $(BIN)/python ] || uv venv -q --python $(PYTHON) .venv; \
+	  uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
+	else \
+	  set -e; [ -x $(BIN)/pip ] || $(PYTHON) -m venv .venv; \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
+	fi
+	@touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache build dist
