@@ -1,0 +1,92 @@
+"""Which process this is among how many, and how it was started. No torch: it is asked before torch is imported.
+
+Ranks are started by Restrain itself (:mod:`restrain.parallel.launch`), by torchrun or by srun; Lightning's launcher is
+never used, because it kills ranks that are still saving when another one has left.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from restrain.errors import WorldError
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among ``size``; ``local_size`` of them on this node. ``launcher``: single, restrain, torchrun, slurm."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    node: int = 0
+    launcher: str = "single"
+
+    @property
+    def nodes(self) -> int:
+        return self.size // self.local_size
+
+    def export(self, env: dict[str, str]) -> None:
+        """Write the variables that torch and Lightning read (MASTER_ADDR and MASTER_PORT are set by the launcher)."""
+        env["RANK"], env["WORLD_SIZE"] = str(self.rank), str(self.size)
+        env["LOCAL_RANK"], env["LOCAL_WORLD_SIZE"] = str(self.local_rank), str(self.local_size)
+        env["NODE_RANK"] = str(self.node)
+
+
+def from_environment(env: Mapping[str, str] = os.environ) -> World:
+    """The world that torchrun, srun or Restrain's own launcher has put this process into; otherwise one of one."""
+    if "RESTRAIN_LAUNCHED" in env or "TORCHELASTIC_RUN_ID" in env:
+        return World(
+            rank=_int(env, "RANK"),
+            size=_int(env, "WORLD_SIZE"),
+            local_rank=_int(env, "LOCAL_RANK"),
+            local_size=_int(env, "LOCAL_WORLD_SIZE"),
+            node=int(env.get("NODE_RANK", env.get("GROUP_RANK", "0"))),
+            launcher="restrain" if "RESTRAIN_LAUNCHED" in env else "torchrun",
+        )
+    # SLURM_STEP_ID is there only under srun; a batch script itself, or a shell in an allocation, is not a rank.
+    if "SLURM_STEP_ID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
+        size, nodes = _int(env, "SLURM_NTASKS"), int(env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_NNODES", "1")))
+        if size % nodes:
+            raise WorldError(
+                f"srun started {size} tasks on {nodes} nodes, which is not the same number on each. "
+                f"Ask for --ntasks-per-node instead of --ntasks."
+            )
+        return World(
+            rank=_int(env, "SLURM_PROCID"),
+            size=size,
+            local_rank=_int(env, "SLURM_LOCALID"),
+            local_size=size // nodes,
+            node=_int(env, "SLURM_NODEID"),
+            launcher="slurm",
+        )
+    return World()
+
+
+def rendezvous(world: World, env: dict[str, str]) -> None:
+    """Set MASTER_ADDR and MASTER_PORT where the launcher has not: under srun, the step's first host."""
+    if world.launcher != "slurm":
+        return
+    hosts = env.get("SLURM_STEP_NODELIST", env.get("SLURM_NODELIST", "127.0.0.1"))
+    if any(c in hosts for c in "[,"):
+        listed = subprocess.run(["scontrol", "show", "hostnames", hosts], capture_output=True, text=True, check=False)
+        if listed.returncode:
+            raise WorldError(f"scontrol could not expand the node list {hosts!r}: {listed.stderr.strip()}.")
+        hosts = listed.stdout.split()[0]
+    env.setdefault("MASTER_ADDR", hosts)
+    # Every rank must find the same port without talking: one per job step, outside the ephemeral range.
+    job, step = int(env.get("SLURM_JOB_ID", "0")), int(env.get("SLURM_STEP_ID", "0"))
+    env.setdefault("MASTER_PORT", str(15000 + (job * 17 + step) % 15000))
+
+
+def _int(env: Mapping[str, str], name: str) -> int:
+    try:
+        return int(env[name])
+    except (KeyError, ValueError):
+        raise WorldError(
+            f"The launcher of this process did not set {name} to a number (it is {env.get(name)!r}). "
+            f"Start the run with restrain train, torchrun or srun."
+        ) from None
