@@ -1,0 +1,149 @@
+"""Initial weights from counters: each element is a function of (seed, name, index) and of nothing else.
+
+So any slice of a parameter can be filled on its own, by any rank, on any device, with the values that the whole
+would have; no rank needs the whole of a large model, and no generator is read. Which distribution a parameter has is
+decided by the module that owns it (:data:`RULES`), in one place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from restrain.draws import Purpose, extend_torch, key, name_key, normal_torch, signed, uniform_torch
+
+from .norm import GroupedBatchNorm2d
+from .residual import Join
+
+CHUNK = 1 << 20  # elements filled at a time: bounds the int64 and float64 temporaries to a few tens of MiB
+
+
+@dataclass(frozen=True)
+class Fill:
+    """How a tensor is filled. ``scale``: the constant, the normal's standard deviation, or the uniform's half-width."""
+
+    kind: Literal["constant", "normal", "uniform"]
+    scale: float
+
+
+def he_normal(weight: Tensor) -> Fill:
+    """Normal with variance 2 / fan_out (He et al. 2015, arXiv:1502.01852, equation 14), as torchvision and timm."""
+    return Fill("normal", math.sqrt(2.0 / (weight.shape[0] * math.prod(weight.shape[2:]))))
+
+
+def _batch_norm(module: nn.Module) -> dict[str, Fill]:
+    scale = module.initial_scale if isinstance(module, GroupedBatchNorm2d) else 1.0
+    zero, one = Fill("constant", 0.0), Fill("constant", 1.0)
+    return {
+        "weight": Fill("constant", scale),
+        "bias": zero,
+        "running_mean": zero,
+        "running_var": one,
+        "num_batches_tracked": zero,
+    }
+
+
+def _conv(module: nn.Module) -> dict[str, Fill]:
+    assert isinstance(module, nn.Conv2d)
+    return {"weight": he_normal(module.weight), "bias": Fill("constant", 0.0)}
+
+
+def _linear(module: nn.Module) -> dict[str, Fill]:
+    # torch's own default, kept by torchvision's and timm's ResNets: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for both.
+    assert isinstance(module, nn.Linear)
+    bound = Fill("uniform", 1.0 / math.sqrt(module.in_features))
+    return {"weight": bound, "bias": bound}
+
+
+def _join(module: nn.Module) -> dict[str, Fill]:
+    return {"factor": Fill("constant", 1.0)}
+
+
+# The first type that fits decides. A module with tensors of its own and no line here is an error, never a default.
+RULES: list[tuple[type[nn.Module], Callable[[nn.Module], dict[str, Fill]]]] = [
+    (nn.modules.batchnorm._BatchNorm, _batch_norm),
+    (nn.Conv2d, _conv),
+    (nn.Linear, _linear),
+    (Join, _join),
+]
+
+
+def init_tensor(
+    name: str, fill: Fill, seed: int, start: int, stop: int, *, device: torch.device | str | None = None
+) -> Tensor:
+    """Elements [start, stop) of the parameter ``name``, counted in row-major order of its full shape: float64 [n].
+
+    Cast them to the parameter's dtype. Values do not depend on how the range is cut.
+    """
+    if fill.kind == "constant":
+        return torch.full((stop - start,), fill.scale, dtype=torch.float64, device=device)
+    prefix = key(seed, Purpose.INIT, name_key(name))
+    index = torch.arange(start, stop, dtype=torch.int64, device=device)
+    drawn = extend_torch(signed(prefix), index)
+    if fill.kind == "normal":
+        return normal_torch(drawn).mul_(fill.scale)
+    return uniform_torch(drawn).mul_(2.0).sub_(1.0).mul_(fill.scale)
+
+
+def fills(model: nn.Module) -> dict[str, Fill]:
+    """How each parameter and buffer of the model is filled, by its name; TypeError where no rule covers one."""
+    found: dict[str, Fill] = {}
+    for prefix, module in model.named_modules():
+        own = [name for name, _ in module.named_parameters(recurse=False)]
+        own += [name for name, _ in module.named_buffers(recurse=False)]
+        if not own:
+            continue
+        rule = next((rule for kind, rule in RULES if isinstance(module, kind)), None)
+        covered = rule(module) if rule else {}
+        for name in own:
+            if name not in covered:
+                raise TypeError(f"No initialisation rule covers {name!r} of {type(module).__name__} ({prefix!r}).")
+            found[f"{prefix}.{name}" if prefix else name] = covered[name]
+    return found
+
+
+@torch.no_grad()
+def init_model(model: nn.Module, seed: int) -> None:
+    """Fill every parameter and every buffer in place; what the memory held before does not matter.
+
+    Tied parameters are filled once, under the name by which ``named_parameters`` knows them.
+    """
+    rules = fills(model)
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, tensor in tensors.items():
+        _fill(tensor, name, rules[name], seed)
+
+
+def _fill(tensor: Tensor, name: str, fill: Fill, seed: int) -> None:
+    if fill.kind == "constant":
+        tensor.fill_(fill.scale)
+        return
+    size = tensor.numel()
+    # Through a row-major copy: the counter runs in logical order, whatever the memory format.
+    flat = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
+    for start in range(0, size, CHUNK):
+        stop = min(start + CHUNK, size)
+        flat[start:stop] = init_tensor(name, fill, seed, start, stop, device=tensor.device)
+    tensor.copy_(flat.view(tensor.shape))
+
+
+def materialise(model: nn.Module, device: torch.device | str, seed: int) -> nn.Module:
+    """Give a model built on the meta device memory on ``device`` and initial weights, in place; returns it.
+
+    ``to_empty`` separates parameters that were one; they are tied again.
+    """
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append((module, name))
+    model.to_empty(device=device)
+    for (first, first_name), *others in owners.values():
+        for module, name in others:
+            setattr(module, name, getattr(first, first_name))
+    init_model(model, seed)
+    return model

@@ -1,0 +1,157 @@
+"""BatchNorm over fixed groups of rows, and statistics that are committed once an optimizer step.
+
+Shapes: B rows of a micro-batch, G groups in it, g rows a group, C channels, H and W pixels.
+
+The groups of a batch are part of the run's definition (recipe: ``batch.group``), the micro-batch is not: a micro-batch
+of several groups normalises each of them on its own, so every world and micro-batch trains the same model. Ghost batch
+normalisation (Hoffer et al. 2017, arXiv:1705.08741) is the same computation under another aim.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class GroupedBatchNorm2d(nn.BatchNorm2d):
+    """``nn.BatchNorm2d`` whose training statistics are those of ``group`` consecutive rows (None: the whole batch).
+
+    Evaluation, and training with one group a micro-batch, are ``F.batch_norm``. Running statistics are updated in the
+    forward, as in ``nn.BatchNorm2d`` (by the mean over the groups), until a :class:`StagedStatistics` takes that over:
+    then the forward only writes the sums over its groups to a scratch buffer, so recomputing it changes nothing.
+    """
+
+    group: int | None = None
+    frozen: bool = False  # statistics never move: stays in evaluation mode under .train()
+    initial_scale: float = 1.0  # what init.py fills the weight with; 0 for the last norm of a zero-initialised branch
+    scratch: tuple[Tensor, Tensor] | None = None  # (mean [C], unbiased variance [C]) summed over the forward's groups
+
+    def train(self, mode: bool = True) -> GroupedBatchNorm2d:
+        return super().train(mode and not self.frozen)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        rows = input.shape[0]
+        if self.group is not None and rows != self.group:
+            if rows % self.group:
+                raise ValueError(f"{rows} rows cannot be cut into BatchNorm groups of {self.group}.")
+            return self._several_groups(input)
+        if self.scratch is None:
+            return super().forward(input)
+        # Momentum 1 turns "running" statistics into the latest ones: the fast path stages without a further kernel.
+        mean, variance = self.scratch
+        return F.batch_norm(input, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
+
+    def _several_groups(self, x_BCHW: Tensor) -> Tensor:
+        assert self.group is not None
+        y_BCHW, mean_GC, variance_GC = grouped_batch_norm(x_BCHW, self.weight, self.bias, self.eps, self.group)
+        with torch.no_grad():
+            if self.scratch is not None:
+                self.scratch[0].copy_(mean_GC.sum(0))
+                self.scratch[1].copy_(variance_GC.sum(0))
+            elif self.running_mean is not None and self.running_var is not None:
+                assert self.num_batches_tracked is not None
+                self.num_batches_tracked.add_(1)
+                step = 1.0 / self.num_batches_tracked.double() if self.momentum is None else self.momentum
+                self.running_mean += (mean_GC.mean(0) - self.running_mean) * step
+                self.running_var += (variance_GC.mean(0) - self.running_var) * step
+        return y_BCHW
+
+
+def grouped_batch_norm(
+    x_BCHW: Tensor, weight: Tensor, bias: Tensor, eps: float, group: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise each run of ``group`` rows on its own: y [B, C, H, W], mean [G, C] and unbiased variance [G, C].
+
+    The statistics have the weight's dtype and no gradient.
+    """
+    groups = x_BCHW.shape[0] // group
+    # Zeros: the kernel computes 0 x old + 1 x new, and 0 x NaN of fresh memory is NaN.
+    statistics = torch.zeros(2, groups, x_BCHW.shape[1], dtype=weight.dtype, device=x_BCHW.device)
+    mean_GC, variance_GC = statistics.unbind()
+    parts = [
+        F.batch_norm(part, mean, variance, weight, bias, True, 1.0, eps)
+        for part, mean, variance in zip(x_BCHW.split(group), mean_GC.unbind(), variance_GC.unbind(), strict=True)
+    ]
+    return torch.cat(parts), mean_GC, variance_GC
+
+
+def grouped_norms(model: nn.Module) -> list[tuple[str, GroupedBatchNorm2d]]:
+    """The model's grouped BatchNorms with their dotted names, in order of definition."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, GroupedBatchNorm2d)]
+
+
+def set_group(model: nn.Module, group: int | None) -> None:
+    """Normalise over ``group`` consecutive rows in training; None is the whole micro-batch."""
+    if group is not None and group < 1:
+        raise ValueError(f"A BatchNorm group has at least one row, not {group}.")
+    for _, norm in grouped_norms(model):
+        norm.group = group
+
+
+class StagedStatistics:
+    """Running statistics of a whole optimizer step, whatever its micro-batches, recomputations and ranks.
+
+    Made once the model is on its device and its frozen parts are marked. Each step::
+
+        for micro_batch in step:  loss(model(micro_batch)).backward(); staged.accumulate()
+        all_reduce(staged.sums)                         # SUM over the ranks, once
+        staged.commit(groups=batch // group, ok=ok)     # running += momentum x (sums / groups - running)
+
+    ``sums`` is one flat tensor, float32 (float64 where the model's statistics are): mean and unbiased variance of each
+    norm, summed over groups.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.norms = [norm for _, norm in grouped_norms(model) if not norm.frozen and norm.track_running_stats]
+        momenta = {norm.momentum for norm in self.norms}
+        if len(momenta) > 1 or None in momenta:
+            raise ValueError(f"Staged statistics need one momentum for all BatchNorms, not {momenta}.")
+        self.momentum: float = next((momentum for momentum in momenta if momentum is not None), 0.0)
+        self.running: list[Tensor] = []
+        self.counters: list[Tensor] = []
+        for norm in self.norms:
+            assert norm.running_mean is not None and norm.running_var is not None
+            assert norm.num_batches_tracked is not None
+            self.running += [norm.running_mean, norm.running_var]
+            self.counters.append(norm.num_batches_tracked)
+        like = self.running[0] if self.running else torch.empty(0)
+        self.sizes = [buffer.numel() for buffer in self.running]
+        self._scratch = torch.zeros(sum(self.sizes), dtype=like.dtype, device=like.device)
+        self.sums = torch.zeros_like(self._scratch)
+        views = self._scratch.split(self.sizes)
+        for norm, mean, variance in zip(self.norms, views[::2], views[1::2], strict=True):
+            norm.scratch = (mean, variance)
+
+    def accumulate(self) -> None:
+        """Add what the last forward staged to the step's sums; once after each micro-step's backward."""
+        self.sums += self._scratch
+
+    @torch.no_grad()
+    def commit(self, groups: int, ok: Tensor | None = None) -> None:
+        """Move the running statistics by the mean over the step's ``groups`` groups; not at all where ``ok`` is false.
+
+        ``ok`` is a 0-dim bool tensor on the model's device; it is never read by the host.
+        """
+        if self.norms:
+            old = torch.cat(self.running)
+            new = old + self.momentum * (self.sums / groups - old)
+            if ok is None:
+                torch._foreach_add_(self.counters, 1)  # pyright: ignore[reportPrivateImportUsage]
+            else:
+                new = torch.where(ok, new, old)
+                torch._foreach_add_(self.counters, ok.long())  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_copy_(self.running, list(new.split(self.sizes)))  # pyright: ignore[reportPrivateImportUsage]
+        self.discard()
+
+    def discard(self) -> None:
+        """Forget what was staged; the scratch too, which at momentum 1 would keep a NaN for ever (0 x NaN)."""
+        self.sums.zero_()
+        self._scratch.zero_()
+
+    def detach(self) -> None:
+        """Give the norms back their own update in the forward."""
+        for norm in self.norms:
+            norm.scratch = None
