@@ -113,7 +113,8 @@ class StagedStatistics:
         self.running: list[Tensor] = []
         self.counters: list[Tensor] = []
         for norm in self.norms:
-            assert norm.running_mean is not None and norm.running_var is not None
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
             assert norm.num_batches_tracked is not None
             self.running += [norm.running_mean, norm.running_var]
             self.counters.append(norm.num_batches_tracked)

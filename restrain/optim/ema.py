@@ -1,0 +1,71 @@
+"""Exponential moving average of the weights (Polyak and Juditsky 1992), masked like the optimizer's own step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema:
+    """Shadows of a model's parameters and persistent buffers.
+
+    Every ``every`` steps: parameters shadow <- shadow + (1 - decay^every) (parameter - shadow), so that ``decay`` means
+    one optimizer step whatever ``every`` is; buffers (running statistics) are copied. Shadows keep dtype, device and
+    memory format. Made once the model is on its device.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, every: int = 1):
+        if not 0.0 <= decay < 1.0 or every < 1:
+            raise ValueError(f"An EMA has a decay in [0, 1) and an interval of at least 1, not {decay} and {every}.")
+        self.decay, self.every = decay, every
+        persistent = model.state_dict(keep_vars=True)
+        parameters = dict(model.named_parameters())
+        buffers = {name: buffer for name, buffer in model.named_buffers() if name in persistent}
+        self._parameters = list(parameters.values())
+        self._buffers = list(buffers.values())
+        self._shadows = [parameter.detach().clone() for parameter in self._parameters]
+        self._buffer_shadows = [tensor.clone() for tensor in self._buffers]
+        self._names = [*parameters, *buffers]
+
+    @torch.no_grad()
+    def update(self, step: int, ok: Tensor | None = None) -> None:
+        """After the optimizer's step ``step`` (from 0); where ``ok`` (0-dim bool on the device) is false nothing moves.
+
+        The host never reads ``ok``. The weights must be finite, which the guard that computes ``ok`` sees to.
+        """
+        if (step + 1) % self.every:
+            return
+        weight = 1.0 - self.decay**self.every
+        if ok is None:
+            torch._foreach_lerp_(self._shadows, self._parameters, weight)  # pyright: ignore
+            torch._foreach_copy_(self._buffer_shadows, self._buffers)  # pyright: ignore
+            return
+        moved = torch._foreach_sub(self._parameters, self._shadows)  # pyright: ignore
+        torch._foreach_mul_(moved, ok.to(moved[0].dtype) * weight)  # pyright: ignore
+        torch._foreach_add_(self._shadows, moved)  # pyright: ignore
+        for shadow, buffer in zip(self._buffer_shadows, self._buffers, strict=True):
+            shadow.copy_(torch.where(ok, buffer, shadow))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The shadows by their names in the model's state dict; writing into them restores the average."""
+        return dict(zip(self._names, [*self._shadows, *self._buffer_shadows], strict=True))
+
+    @contextmanager
+    def swap(self, model: nn.Module) -> Iterator[None]:
+        """Inside, ``model`` computes with the averaged weights. Contents change places, so addresses stay."""
+        self._exchange(model)
+        try:
+            yield
+        finally:
+            self._exchange(model)
+
+    @torch.no_grad()
+    def _exchange(self, model: nn.Module) -> None:
+        live = model.state_dict(keep_vars=True)
+        for name, shadow in self.tensors().items():
+            held = live[name].clone()
+            live[name].copy_(shadow)
+            shadow.copy_(held)
