@@ -1,0 +1,192 @@
+"""What must hold between the keys of a recipe: sizes that divide, and no key that is legal but does nothing.
+
+A key counts as "does nothing" only when it holds something other than its default, so that a recipe printed with all
+its defaults is valid again.
+"""
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from restrain.recipe.durations import Duration
+
+if TYPE_CHECKING:
+    from restrain.recipe.schema import Recipe
+
+DIGITS_CLASSES = 10
+DIGITS_SIDE = 8
+
+
+class Problem(NamedTuple):
+    """One thing wrong: the dotted key, and the rest of the sentence that begins with it."""
+
+    key: str
+    text: str
+
+
+class Misfit(ValueError):
+    """The recipe's values are each legal but do not fit together."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("; ".join(f"{problem.key} {problem.text}" for problem in problems))
+        self.problems = problems
+
+
+def problems(recipe: "Recipe") -> Iterator[Problem]:
+    """Everything in ``recipe`` that does not fit together."""
+    for check in (_batch, _model, _data, _resolution, _mix, _optimizer, _schedule, _parallel):
+        yield from check(recipe)
+
+
+def _idle(section: Any, name: str, key: str, because: str) -> Iterator[Problem]:
+    """A problem when ``section.name`` was set although it does nothing."""
+    value = getattr(section, name)
+    if value != type(section).model_fields[name].get_default(call_default_factory=True):
+        yield Problem(f"{key}.{name}", f"= {show(value)} does nothing: {because}")
+
+
+def show(value: Any) -> str:
+    """A value as a recipe writes it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(show(item) for item in value) + "]"
+    return str(value)
+
+
+def _batch(recipe: "Recipe") -> Iterator[Problem]:
+    whole, group, micro = recipe.batch.global_, recipe.batch.group, recipe.batch.micro
+    if whole % group:
+        divisors = [size for size in range(1, whole + 1) if whole % size == 0]
+        near = sorted(sorted(divisors, key=lambda size: abs(size - group))[:4])
+        yield Problem("batch.group", f"= {group} does not divide batch.global = {whole}; {listed(near)} do")
+    elif isinstance(micro, int) and (micro % group or whole % micro):
+        legal = [size for size in range(group, whole + 1, group) if whole % size == 0]
+        yield Problem(
+            "batch.micro",
+            f"= {micro} is impossible: a multiple of batch.group = {group} that divides batch.global = {whole} is "
+            f"needed; auto, {listed(legal)} work",
+        )
+
+
+def listed(numbers: list[int], most: int = 12) -> str:
+    """``"1, 2, 4"``, cut in the middle when long."""
+    shown = [str(number) for number in numbers[:most]]
+    return ", ".join(shown) + (f", ... {numbers[-1]}" if len(numbers) > most else "")
+
+
+def _model(recipe: "Recipe") -> Iterator[Problem]:
+    model = recipe.model
+    drop = model.drop_path
+    if model.join.name == "none":
+        yield from _idle(drop, "rate", "model.drop_path", "with model.join.name = none no path is left when one drops")
+        if model.zero_init is True:
+            yield Problem("model.zero_init", "= true would make a plain network output zero; use auto or false")
+    if drop.rate == 0:
+        yield from _idle(drop, "decay", "model.drop_path", "model.drop_path.rate is 0")
+    for part in model.freeze:
+        first, _, last = part.removeprefix("block:").partition("-")
+        if last and int(last) < int(first):
+            yield Problem("model.freeze", f"has {part}, which ends before it begins")
+
+
+def _data(recipe: "Recipe") -> Iterator[Problem]:
+    data, model = recipe.data, recipe.model
+    for name in ("mean", "std"):
+        channels = len(getattr(data, name))
+        if channels != model.in_chans:
+            yield Problem(f"data.{name}", f"has {channels} channels, but model.in_chans = {model.in_chans}")
+    if data.name == "digits":
+        if model.classes != DIGITS_CLASSES:
+            yield Problem("model.classes", f"= {model.classes}, but data.name = digits has {DIGITS_CLASSES} classes")
+        for name in ("decode", "max_bad", "cache"):
+            yield from _idle(data, name, "data", "the digits are arrays, not files")
+    for number, operation in enumerate(data.augment):
+        key = f"data.augment[{number}]"
+        if operation.name == "random_resized_crop":
+            for name in ("scale", "ratio"):
+                low, high = getattr(operation, name)
+                if low > high:
+                    yield Problem(f"{key}.{name}", f"= [{low}, {high}] ends before it begins")
+            if operation.scale[1] > 1:
+                yield Problem(f"{key}.scale", "takes more than the whole image; its largest value is 1")
+        elif operation.name == "flip" and operation.p == 0:
+            yield Problem(f"{key}.p", "= 0 does nothing: leave the flip out")
+    if not data.shuffle:
+        yield from _idle(data, "window", "data", "data.shuffle is false")
+
+
+def _resolution(recipe: "Recipe") -> Iterator[Problem]:
+    sizes = recipe.resolution
+    if recipe.data.name == "digits":
+        for name in ("train", "eval"):
+            if getattr(sizes, name) not in (None, DIGITS_SIDE):
+                yield Problem(
+                    f"resolution.{name}", f"= {getattr(sizes, name)} does nothing: the digits are 8 x 8 and stay so"
+                )
+        yield from _idle(sizes, "eval_resize", "resolution", "the digits are 8 x 8 and stay so")
+        return
+    if sizes.train is None:
+        yield Problem("resolution.train", f"is missing: data.name = {recipe.data.name} needs the side in pixels")
+    final = sizes.eval or sizes.train
+    if sizes.eval_resize is not None and final is not None and sizes.eval_resize < final:
+        yield Problem(
+            "resolution.eval_resize", f"= {sizes.eval_resize} is smaller than the crop of {final} taken of it"
+        )
+
+
+def _mix(recipe: "Recipe") -> Iterator[Problem]:
+    mix = recipe.mix
+    if recipe.batch.group == 1:
+        for name in ("mixup", "cutmix"):
+            yield from _idle(mix, name, "mix", "partners come from the same group, and batch.group = 1")
+    if mix.mixup == 0 and mix.cutmix == 0:
+        yield from _idle(mix, "off", "mix", "mix.mixup and mix.cutmix are 0")
+
+
+def _optimizer(recipe: "Recipe") -> Iterator[Problem]:
+    optimizer = recipe.optimizer
+    if optimizer.lr_per is None:
+        yield from _idle(optimizer, "lr_rule", "optimizer", "optimizer.lr_per, the batch that lr is for, is null")
+    elif optimizer.lr_rule == "none":
+        yield Problem("optimizer.lr_per", f"= {optimizer.lr_per} needs optimizer.lr_rule: linear or sqrt")
+    if optimizer.weight_decay == 0:
+        yield from _idle(optimizer, "no_decay", "optimizer", "optimizer.weight_decay is 0")
+    if optimizer.name == "sgd" and optimizer.nesterov and optimizer.momentum == 0:
+        yield Problem("optimizer.nesterov", "= true does nothing: optimizer.momentum is 0")
+
+
+def _schedule(recipe: "Recipe") -> Iterator[Problem]:
+    schedule, length = recipe.schedule, recipe.length
+    if schedule.warmup.value == 0:
+        yield from _idle(schedule, "warmup_from", "schedule", "schedule.warmup is 0")
+    elif _not_before(schedule.warmup, length):
+        yield Problem("schedule.warmup", f"= {schedule.warmup} takes the whole length = {length}")
+    if schedule.name == "step":
+        for one, other in itertools.pairwise(schedule.at):
+            if _not_before(one, other):
+                yield Problem("schedule.at", f"must rise, but {other} comes after {one}")
+        for moment in schedule.at:
+            if _not_before(moment, length):
+                yield Problem("schedule.at", f"has {moment}, which does nothing: length = {length}")
+    if recipe.mix.off is not None and _not_before(recipe.mix.off, length):
+        yield Problem("mix.off", f"= {recipe.mix.off} does nothing: length = {length}")
+    if recipe.profile is not None and _not_before(recipe.profile.at, length):
+        yield Problem("profile.at", f"= {recipe.profile.at} is never reached: length = {length}")
+
+
+def _not_before(one: Duration, other: Duration) -> bool:
+    """Whether ``one`` is known, without the size of an epoch, not to come before ``other``."""
+    if one.unit == "%" and other.unit != "%":
+        return one.value >= 100
+    return one.unit == other.unit and one.value >= other.value
+
+
+def _parallel(recipe: "Recipe") -> Iterator[Problem]:
+    parallel = recipe.parallel
+    if parallel.strategy == "single":
+        for name in ("devices", "nodes"):
+            if getattr(parallel, name) not in ("auto", 1):
+                yield Problem(
+                    f"parallel.{name}", f"= {getattr(parallel, name)}, but parallel.strategy = single is one process"
+                )

@@ -1,0 +1,141 @@
+"""The recipe: everything that defines a run, as plain data. This file and the three beside it are its reference.
+
+Closed and strict: an unknown key, a string where a number belongs or a missing unit is an error. Sections that have a
+``name`` are unions told apart by it. What depends on more than one section is in ``checks.py``.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from restrain.recipe import checks
+from restrain.recipe.base import AsTuple, Auto, Length, Moment, NonNegative, Positive, PositiveFloat, Section
+from restrain.recipe.schema_data import Data
+from restrain.recipe.schema_optim import CrossEntropy, Ema, Loss, Optimizer, Schedule
+from restrain.recipe.schema_run import Checkpoint, Evaluate, Expect, Parallel, Profile, Track
+
+ModelName = Literal[
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "cifar_resnet20",
+    "cifar_resnet32",
+    "cifar_resnet44",
+    "cifar_resnet56",
+    "cifar_resnet110",
+    "cifar_resnet1202",
+]
+
+
+class NoJoin(Section):
+    """y = f(x): a plain network."""
+
+    name: Literal["none"]
+
+
+class AddJoin(Section):
+    """y = x + drop_path(f(x)): the residual network."""
+
+    name: Literal["add"]
+
+
+Join = Annotated[NoJoin | AddJoin, Field(discriminator="name")]
+
+
+class DropPath(Section):
+    """Stochastic depth: branches are dropped at random (Huang et al. 2016, arXiv:1603.09382)."""
+
+    rate: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="Probability that the last branch is dropped."
+    )
+    decay: Literal["linear", "constant"] = Field(
+        default="linear", description="Over depth: rising linearly from 0 to `rate`, or `rate` everywhere."
+    )
+    mode: Literal["sample"] = Field(default="sample", description="sample: drawn for each row of the batch.")
+
+
+class Model(Section):
+    """The network."""
+
+    name: ModelName = Field(description="ImageNet sizes (resnet50) or CIFAR sizes (cifar_resnet20), He et al. 2015.")
+    classes: Annotated[int, Field(ge=2)] = Field(description="Number of classes.")
+    in_chans: Positive = Field(default=3, description="Channels of the input: 3 for colour, 1 for grey.")
+    join: Join = Field(default=AddJoin(name="add"), description="Where a branch meets the residual stream.")
+    zero_init: Auto | bool = Field(
+        default="auto", description="Start the last norm scale of each branch at zero; auto: where the join adds."
+    )
+    freeze: Annotated[tuple[Annotated[str, Field(pattern=r"^(stem|head|block:\d+(-\d+)?)$")], ...], AsTuple] = Field(
+        default=(), description="Parts that are not trained: stem, head, block:3, block:0-3."
+    )
+    drop_path: DropPath = Field(default=DropPath(), description="Stochastic depth.")
+    init: None = Field(default=None, description="null: fresh weights from the seed.")
+
+
+class Resolution(Section):
+    """Image sizes in pixels. Training smaller than evaluation is a known gain (Touvron et al. 2019)."""
+
+    train: Positive | None = Field(default=None, description="Side of a training image; null: the set's own size.")
+    eval: Positive | None = Field(default=None, description="Side of an evaluation image; null: that of training.")
+    eval_resize: Positive | None = Field(
+        default=None, description="Shorter side before the centre crop to `eval`; null: no resizing."
+    )
+    schedule: None = Field(default=None, description="null: the same size throughout.")
+
+
+class Mix(Section):
+    """Mixing of images and labels inside a group of the batch."""
+
+    mixup: NonNegative = Field(default=0.0, description="Alpha of mixup (Zhang et al. 2018); 0: none.")
+    cutmix: NonNegative = Field(default=0.0, description="Alpha of cutmix (Yun et al. 2019); 0: none.")
+    off: Moment | None = Field(default=None, description="From when on nothing is mixed; null: never.")
+
+
+class Batch(Section):
+    """The samples of one optimizer step: `global` rows in groups of `group`, taken `micro` at a time."""
+
+    global_: Positive = Field(alias="global", description="Samples of an optimizer step, over all processes.")
+    group: Positive = Field(
+        description="Samples that share BatchNorm statistics and mixing partners, whatever the number of processes."
+    )
+    micro: Auto | Positive = Field(default="auto", description="Samples a process computes at a time. Placement.")
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+
+class Recipe(Section):
+    """Everything that defines a run. Keys in the order in which a recipe is read."""
+
+    task: Literal["classify"] = Field(default="classify", description="What is learned: image classification.")
+    model: Model = Field(description="The network.")
+    data: Data = Field(description="Where samples come from and how they are augmented.")
+    resolution: Resolution = Field(default=Resolution(), description="Image sizes.")
+    mix: Mix = Field(default=Mix(), description="Mixing of images and labels.")
+    loss: Loss = Field(default=CrossEntropy(name="cross_entropy"), description="Training loss.")
+    batch: Batch = Field(description="Samples of an optimizer step.")
+    length: Length = Field(description="Length of the run: epochs (90ep) or optimizer steps (64000st).")
+    optimizer: Optimizer = Field(description="Rule by which weights move.")
+    schedule: Schedule = Field(description="Factor of the learning rate at each step.")
+    clip: PositiveFloat | None = Field(
+        default=None, description="Largest global norm of the gradient; null: not clipped."
+    )
+    ema: Ema | None = Field(default=None, description="Moving average of the weights; null: none.")
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = Field(
+        default="auto", description="Arithmetic of the network; auto: bf16 where the hardware has it, else fp32."
+    )
+    deterministic: bool = Field(default=False, description="Bit-equal repeats on GPUs too, at some speed.")
+    parallel: Parallel = Field(default=Parallel(), description="Layout over devices. Placement.")
+    evaluate: Evaluate = Field(default=Evaluate(), description="Evaluation.")
+    checkpoint: Checkpoint = Field(default=Checkpoint(), description="Checkpoints.")
+    track: Track = Field(default=Track(), description="Journal and mirrors. Placement.")
+    profile: Profile | None = Field(default=None, description="Window of the profiler; null: none. Placement.")
+    expect: Expect | None = Field(default=None, description="Expected result; null: none known.")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=0, description="Seed of every random draw of the run.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Recipe":
+        found = list(checks.problems(self))
+        if found:
+            raise checks.Misfit(found)
+        return self

@@ -1,0 +1,89 @@
+"""The sections that say where a run happens and what it leaves behind; hardly any of them moves a weight."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from restrain.recipe.base import AsTuple, Auto, Cadence, Every, NonNegative, Positive, Section, Steps
+from restrain.recipe.durations import Duration
+
+
+class Parallel(Section):
+    """How the run is laid over devices. Placement: it may change when a run goes on."""
+
+    strategy: Literal["auto", "single", "ddp"] = Field(
+        default="auto", description="One process, or data-parallel processes."
+    )
+    accelerator: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Kind of device.")
+    devices: Auto | Positive = Field(default="auto", description="Processes a node, one a GPU.")
+    nodes: Auto | Positive = Field(
+        default="auto", description="Number of nodes; auto: what torchrun or Slurm says, else 1."
+    )
+    threads: Auto | Positive = Field(default="auto", description="Threads of torch within an operation, a process.")
+    remat: Literal["none", "block"] = Field(
+        default="none", description="Recompute each residual block in the backward pass (activation checkpointing)."
+    )
+    compile: Literal["none", "block"] = Field(
+        default="none", description="torch.compile, one residual block at a time."
+    )
+
+
+class Evaluate(Section):
+    """When and how the evaluation set is measured."""
+
+    every: Every = Field(default=Duration(1, "ep"), description="How often; always at the end.")
+    batch: Auto | Positive = Field(
+        default="auto", description="Images a process evaluates at a time. Changes no count."
+    )
+
+
+class Checkpoint(Section):
+    """When checkpoints are written and which are kept."""
+
+    every: Cadence = Field(default=Duration(10, "min"), description="How often: training or wall clock.")
+    keep: Positive = Field(default=2, description="Newest checkpoints kept, beside the best.")
+    best: str | None = Field(
+        default="eval/top1", pattern=r"^eval/[a-z0-9_]+$", description="Metric that chooses BEST; null: none is chosen."
+    )
+
+
+class Wandb(Section):
+    """The mirror of the journal at Weights & Biases."""
+
+    mode: Literal["disabled", "offline", "online"] = Field(
+        default="disabled", description="Off, to local files, or sent."
+    )
+    project: str = Field(default="restrain", min_length=1, description="Project.")
+    entity: str | None = Field(default=None, description="User or team; usually from the site file.")
+    name: str | None = Field(default=None, description="Display name of the run; null: the run folder's.")
+    tags: Annotated[tuple[str, ...], AsTuple] = Field(default=(), description="Tags of the run.")
+
+
+class Track(Section):
+    """What is journaled. The local journal is the truth, others mirror it."""
+
+    every: Cadence = Field(default=Duration(1, "st"), description="How often a line is written.")
+    pixels: bool = Field(
+        default=False, description="Hash augmented pixels into the ledger too (for tests; costs time)."
+    )
+    wandb: Wandb = Field(default=Wandb(), description="Mirror at Weights & Biases.")
+
+
+class Profile(Section):
+    """A window of the torch profiler, written as a Chrome trace."""
+
+    at: Steps = Field(default=Duration(100, "st"), description="First step profiled.")
+    steps: Positive = Field(default=5, description="Number of steps.")
+
+
+class Expect(Section):
+    """The published or measured result of the recipe; a finished run is compared with it."""
+
+    metric: str = Field(default="eval/top1", pattern=r"^[a-z_]+/[a-z0-9_]+$", description="Metric of the journal.")
+    value: float = Field(description="Its expected value at the end; accuracies in percent.")
+    tolerance: NonNegative = Field(description="How far from it a sound run may end, in the same unit.")
+    better: Literal["higher", "lower"] = Field(default="higher", description="Which way is better.")
+    source: str = Field(min_length=1, description="Who measured it.")
+    status: Literal["paper", "reproduced", "unverified"] = Field(
+        description="paper: published by others; reproduced: a run of this project reached it; unverified: neither yet."
+    )

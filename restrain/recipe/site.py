@@ -1,0 +1,105 @@
+"""The site file: what belongs to this place and not to a run. Its own small closed schema, nothing numerical.
+
+``$RESTRAIN_SITE``, else ``~/.config/restrain/site.yaml``::
+
+    data: {imagenet: /data/imagenet, cifar10_resnet20: /scratch/cifar10, folder: /data/pictures}
+    wandb: {entity: our-team}
+    slurm: {partition: gpu, account: vision}
+    modules: [cuda/13.0]
+    interface: ib0
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from restrain.errors import UserError
+from restrain.recipe.base import AsTuple, Section
+from restrain.recipe.layers import name_of
+from restrain.recipe.nodes import Mapping, Node, Origin, Scalar, read_file, relative
+from restrain.recipe.typed import build
+
+
+class SiteWandb(Section):
+    """Weights & Biases at this place."""
+
+    entity: str | None = Field(default=None, description="User or team.")
+
+
+class SiteSlurm(Section):
+    """Slurm at this place."""
+
+    partition: str | None = Field(default=None, description="Partition.")
+    account: str | None = Field(default=None, description="Account.")
+
+
+class Site(Section):
+    """What a place says of itself; data roots are kept beside it, since their keys are free."""
+
+    wandb: SiteWandb = Field(default=SiteWandb(), description="Weights & Biases.")
+    slurm: SiteSlurm = Field(default=SiteSlurm(), description="Slurm.")
+    modules: Annotated[tuple[str, ...], AsTuple] = Field(default=(), description="Environment modules to load.")
+    interface: str | None = Field(default=None, description="Network interface between nodes.")
+
+
+def find_site(given: Path | None) -> Path | None:
+    """The site file: ``given``, ``$RESTRAIN_SITE`` (both must exist) or the one in the home folder, if there."""
+    named = given or (Path(os.environ["RESTRAIN_SITE"]) if os.environ.get("RESTRAIN_SITE") else None)
+    if named is not None:
+        if not named.is_file():
+            told = "" if given else " ($RESTRAIN_SITE)"
+            raise UserError(f"The site file {relative(named)}{told} is not there.")
+        return named
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "restrain" / "site.yaml"
+    return home if home.is_file() else None
+
+
+def read_site(path: Path | None) -> tuple[Site, Mapping]:
+    """The site file's settings, and its layer source: the nodes as written."""
+    if path is None:
+        return Site(), Mapping({}, Origin("site"))
+    top = read_file(path, "site")
+    rest = Mapping({key: node for key, node in top.entries.items() if key != "data"}, top.origin, top.keys)
+    site, _ = build(rest, Site, "the site file")
+    roots = top.entries.get("data")
+    if roots is not None and not _all_text(roots):
+        raise UserError(f"{roots.origin}: data holds lines such as 'imagenet: /data/imagenet', a folder for each set.")
+    return site, top
+
+
+def _all_text(roots: Node) -> bool:
+    return isinstance(roots, Mapping) and all(isinstance(node, Scalar) for node in roots.entries.values())
+
+
+def site_layer(top: Mapping, names: Sequence[str], merged: Mapping) -> Mapping:
+    """The part of the site file that a recipe takes.
+
+    ``names`` are the recipe's and its bases' names; ``merged`` is the recipe with its overrides, which says what kind
+    of set is read. A data root is looked up by recipe, by the first words of its name, then by kind of set.
+    """
+    entries: dict[str, Node] = {}
+    kind = name_of(merged.entries.get("data"))
+    root = _root(top.entries.get("data"), names, kind)
+    if root is not None and kind not in (None, "digits"):
+        data = {"name": merged.entries["data"].entries["name"], "root": root}  # type: ignore[union-attr]
+        entries["data"] = Mapping(data, root.origin, {"root": root.origin})
+    wandb = top.entries.get("wandb")
+    if isinstance(wandb, Mapping) and "entity" in wandb.entries:
+        inner = Mapping({"entity": wandb.entries["entity"]}, wandb.origin, wandb.keys)
+        entries["track"] = Mapping({"wandb": inner}, wandb.origin)
+    return Mapping(entries, top.origin)
+
+
+def _root(roots: Node | None, names: Sequence[str], kind: str | None) -> Node | None:
+    if not isinstance(roots, Mapping):
+        return None
+    for name in names:
+        words = name.split("_")
+        for count in range(len(words), 0, -1):
+            node = roots.entries.get("_".join(words[:count]))
+            if node is not None:
+                return node
+    return roots.entries.get(kind) if kind else None
