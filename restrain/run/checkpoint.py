@@ -1,0 +1,380 @@
+"""Checkpoints: written by every rank from a thread, committed by one rename, whole or absent at every instant.
+
+A save, in order::
+
+    all ranks   snapshot at the step border; training goes on
+                write step-N.tmp-A/{model,optim}-RRRR.safetensors (fsync, SHA-256), then done-RRRR.json
+    rank 0      wait for all done files, merge them into manifest.json, fsync
+                set an older step-N aside, rename step-N.tmp-A to step-N, fsync the folder       <- committed
+                BEST (if it is), LATEST, prune
+
+A is the attempt, so what a killed process left is never mistaken for one's own. The threads talk through files alone:
+a collective from a second thread would interleave with the training's. What a kill leaves half done is put right by
+:func:`clean` at the next start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from restrain.errors import WorldError
+from restrain.run.files import remove_temporaries, sync_folder, world_error, write_all, write_atomic
+from restrain.run.manifest import (
+    FORMAT,
+    MANIFEST,
+    Damaged,
+    Found,
+    encode_manifest,
+    file_name,
+    newest,
+    read_manifest,
+    saved,
+)
+from restrain.run.reader import Reader, hold
+from restrain.run.slices import DTYPES, Slice, Snapshot, share, write_file
+
+__all__ = ["Found", "Reader", "Slice", "Writer", "clean", "newest", "point", "pointed", "share"]
+
+TEMPORARY = re.compile(r"step-\d+\.tmp-(\d+)")
+ASIDE = re.compile(r"step-\d+\.(old-\d+|trash)")
+POLL = 0.02  # seconds between looks for the other ranks' done files
+
+
+@dataclass
+class _Job:
+    """One save of one rank, as its thread sees it."""
+
+    step: int
+    number: int  # of the writer's saves: tells a done file from one of an earlier, failed save of the same step
+    tensors: dict[str, torch.Tensor]
+    slices: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # name -> global shape, offset
+    scalars: str
+    best: bool
+    error: Exception | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+class Writer:
+    """Saves a run's checkpoints from one rank; all ranks call :meth:`save` for the same steps in the same order.
+
+    Args:
+        folder: ``checkpoints/`` of the run, the same for all ranks.
+        rank, world: of this process, of how many.
+        attempt: the run folder's attempt number, the same for all ranks.
+        keep: how many of the newest checkpoints stay (BEST and those being read besides); None keeps all.
+        placement: what else the manifest should say of where it was made (micro-batch, threads, device, versions).
+        before_commit: called on rank 0's writer thread right before the rename: sync the journals, check the lease.
+        deadline: seconds that rank 0 waits for the other ranks' files.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        rank: int,
+        world: int,
+        attempt: int,
+        keep: int | None = 2,
+        placement: Mapping[str, Any] | None = None,
+        before_commit: Callable[[], None] | None = None,
+        deadline: float = 1800.0,
+    ):
+        if keep is not None and keep < 1:
+            raise ValueError("keep must be at least 1, or None for all")
+        self.folder, self.rank, self.world, self.attempt, self.keep = Path(folder), rank, world, attempt, keep
+        self.placement = dict(placement or {})
+        self.committed: int | None = None  # rank 0: the last step that was committed; others: handed over
+        self._before_commit, self._deadline = before_commit, deadline
+        self._snapshot, self._number = Snapshot(), 0
+        self._job: _Job | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is in flight."""
+        return self._job is not None and not self._job.done.is_set()
+
+    def save(self, step: int, slices: Mapping[str, Slice], scalars: Mapping[str, Any], best: bool = False) -> None:
+        """Snapshot now, write in a thread. Waits first for a save that is still in flight.
+
+        Args:
+            step: optimizer steps done.
+            slices: ``name|kind`` -> this rank's part. Of a tensor that ranks hold alike, one rank gives it
+                (:func:`share`), or several do.
+            scalars: JSON values, the same on all ranks; rank 0's are kept.
+            best: this checkpoint becomes BEST.
+
+        Raises:
+            WorldError: the save before failed (this one is not begun then).
+        """
+        self.wait()
+        self._number += 1
+        job = _Job(
+            step=step,
+            number=self._number,
+            tensors=self._snapshot.take({name: part.tensor for name, part in slices.items()}),
+            slices={name: part.placed() for name, part in slices.items()},
+            scalars=json.dumps(dict(scalars)),
+            best=best,
+        )
+        self._job = job
+        threading.Thread(target=self._run, args=(job,), name=f"checkpoint {step}", daemon=True).start()
+
+    def poll(self) -> None:
+        """Raise the failure of the last save, once; otherwise return at once.
+
+        Raises:
+            WorldError: it failed. Older checkpoints are intact and what it had written is gone.
+        """
+        job = self._job
+        if job is not None and job.done.is_set():
+            self._job = None
+            if job.error is not None:
+                raise job.error
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until no save is in flight, then :meth:`poll`.
+
+        Raises:
+            WorldError: the save failed, or ``timeout`` seconds were not enough (it goes on).
+        """
+        if self._job is not None and not self._job.done.wait(timeout):
+            raise WorldError(f"The checkpoint of step {self._job.step} is not written after {timeout:.0f} s.")
+        self.poll()
+
+    # ------------------------------------------------------------------------------------- in the writer's thread
+
+    def _run(self, job: _Job) -> None:
+        temporary = self.folder / f"step-{job.step}.tmp-{self.attempt}"
+        try:
+            try:
+                self._write(job, temporary)
+                if self.rank == 0:
+                    self._commit(job, temporary)
+                self.committed = job.step
+            except OSError as error:
+                then = "then go on with `restrain resume`; the older checkpoints are intact"
+                raise world_error(f"save the checkpoint of step {job.step}", temporary, error, then) from None
+        except Exception as error:
+            job.error = error
+            self._give_up(job, temporary)
+        finally:
+            job.tensors = {}
+            job.done.set()
+
+    def _write(self, job: _Job, temporary: Path) -> None:
+        temporary.mkdir(parents=True, exist_ok=True)
+        done = temporary / f"done-{self.rank:04d}.json"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(done)
+        self._snapshot.ready()
+        files: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in job.tensors.items():
+            files.setdefault(file_name(name, self.rank), {})[name] = tensor
+        facts = {name: write_file(temporary / name, tensors) for name, tensors in sorted(files.items())}
+        tensors = {
+            name: {
+                "dtype": DTYPES[tensor.dtype],
+                "shape": job.slices[name][0],
+                "slices": [[file_name(name, self.rank), job.slices[name][1], list(tensor.shape)]],
+            }
+            for name, tensor in job.tensors.items()
+        }
+        write_atomic(done, json.dumps({"save": job.number, "files": facts, "tensors": tensors}))
+
+    def _commit(self, job: _Job, temporary: Path) -> None:
+        body: dict[str, Any] = {"format": FORMAT, "step": job.step, "attempt": self.attempt, "world": self.world}
+        body |= {"best": job.best, "placement": self.placement, "scalars": json.loads(job.scalars)}
+        body |= merge(self._collect(job, temporary))
+        fd = os.open(temporary / MANIFEST, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            write_all(fd, encode_manifest(body))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        for path in [*temporary.glob("done-*.json"), *temporary.glob("failed-*.txt")]:
+            os.unlink(path)
+        sync_folder(temporary)
+        if self._before_commit is not None:
+            self._before_commit()
+        final = self.folder / f"step-{job.step}"
+        aside = self.folder / f"step-{job.step}.old-{self.attempt}"
+        if final.exists():  # saved before a crash; newest() finds it under this name too
+            _remove(aside)
+            os.rename(final, aside)
+        try:
+            os.rename(temporary, final)
+        except OSError:
+            if aside.exists():
+                os.rename(aside, final)
+            raise
+        sync_folder(self.folder)
+        if job.best:
+            point(self.folder, "BEST", job.step)
+        point(self.folder, "LATEST", job.step)
+        _remove(aside)
+        self._prune(job.step)
+
+    def _collect(self, job: _Job, temporary: Path) -> list[dict[str, Any]]:
+        """All ranks' done files, waited for."""
+        parts: dict[int, dict[str, Any]] = {}
+        end = time.monotonic() + self._deadline
+        while True:
+            for rank in range(self.world):
+                if rank not in parts and (part := _done(temporary / f"done-{rank:04d}.json", job.number)):
+                    parts[rank] = part
+            if len(parts) == self.world:
+                return [parts[rank] for rank in range(self.world)]
+            for failed in temporary.glob("failed-*.txt"):
+                raise WorldError(failed.read_text())
+            if time.monotonic() > end:
+                missing = ", ".join(str(rank) for rank in range(self.world) if rank not in parts)
+                raise WorldError(
+                    f"Cannot save the checkpoint of step {job.step}: after {self._deadline:.0f} s the files of rank "
+                    f"{missing} are not in {temporary}. Is the run folder on a file system that all nodes share, and "
+                    "does that rank still run? The older checkpoints are intact."
+                )
+            time.sleep(POLL)
+
+    def _give_up(self, job: _Job, temporary: Path) -> None:
+        """Rank 0 removes the unfinished folder; another rank tells rank 0 why it will not be finished."""
+        with contextlib.suppress(OSError):
+            if self.rank == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
+                for path in temporary.glob(f"*-{self.rank:04d}.safetensors"):
+                    os.unlink(path)
+                (temporary / f"failed-{self.rank:04d}.txt").write_text(f"{job.error} (reported by rank {self.rank})")
+
+    def _prune(self, step: int) -> None:
+        """Remove the checkpoints beyond the ``keep`` newest, up to the step just committed. Never BEST's.
+
+        Later steps are left alone: they are damaged ones that this attempt passed over, and will be replaced.
+        """
+        for path in self.folder.iterdir():
+            if ASIDE.fullmatch(path.name):
+                _remove(path)
+        if self.keep is None:
+            return
+        best = pointed(self.folder, "BEST")
+        old = [path for at, path in saved(self.folder) if at <= step and path.suffix == ""]
+        for path in old[self.keep :]:
+            if best is None or path.name != best.name:
+                _remove(path)
+
+
+def merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The ``files`` and ``tensors`` of the manifest from those of the ranks.
+
+    Raises:
+        ValueError: ranks disagree on a tensor's dtype or global shape.
+    """
+    files: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
+    for part in parts:
+        files |= part["files"]
+        for name, entry in part["tensors"].items():
+            known = tensors.setdefault(name, {"dtype": entry["dtype"], "shape": entry["shape"], "slices": []})
+            if (known["dtype"], known["shape"]) != (entry["dtype"], entry["shape"]):
+                raise ValueError(f"ranks disagree on {name}: {known['dtype']} {known['shape']} against {entry}")
+            known["slices"] += entry["slices"]
+    return {"files": files, "tensors": tensors}
+
+
+def _done(path: Path, number: int) -> dict[str, Any] | None:
+    try:
+        part = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return part if part["save"] == number else None
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint unless it is being read: renamed first, so that a kill leaves no half of one."""
+    lock = None
+    try:
+        with contextlib.suppress(FileNotFoundError):  # no manifest: nothing to read
+            lock = hold(path, exclusive=True)
+        trash = path if path.suffix == ".trash" else path.with_name(path.name.partition(".")[0] + ".trash")
+        if trash != path and path.exists():
+            shutil.rmtree(trash, ignore_errors=True)
+            os.rename(path, trash)
+        shutil.rmtree(trash, ignore_errors=True)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EPERM, errno.EBUSY, errno.ENOTEMPTY):
+            raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+# ---------------------------------------------------------------------------------------------- pointers, cleaning
+
+
+def point(folder: Path, name: str, step: int) -> None:
+    """Let the pointer file ``LATEST`` or ``BEST`` name ``step-N``; atomic.
+
+    Raises:
+        OSError: the pointer is as it was.
+    """
+    write_atomic(Path(folder) / name, f"step-{step}\n")
+
+
+def pointed(folder: Path, name: str) -> Path | None:
+    """The checkpoint that ``LATEST`` or ``BEST`` names; None without a pointer, or when its checkpoint is gone."""
+    try:
+        target = (Path(folder) / name).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    path = Path(folder) / target
+    return path if re.fullmatch(r"step-\d+", target) and path.is_dir() else None
+
+
+def clean(folder: Path, attempt: int, found: Found | None = None) -> None:
+    """Remove what killed attempts left, and put right what a kill interrupted. For the lease's holder, at a start.
+
+    Args:
+        folder: ``checkpoints/``.
+        attempt: the present one; its own temporary folders stay.
+        found: what :func:`newest` returned: it takes its own name back if it was set aside, and LATEST (BEST, if it
+            was saved as the best) name it.
+
+    Raises:
+        WorldError: the folder cannot be changed.
+    """
+    folder = Path(folder)
+    try:
+        if found is not None and found.path is not None:
+            _settle(folder, found.step or 0, found.path)
+        for path in folder.iterdir():
+            match = TEMPORARY.fullmatch(path.name)
+            if ASIDE.fullmatch(path.name) or (match and int(match[1]) != attempt):
+                shutil.rmtree(path, ignore_errors=True)
+        remove_temporaries(folder)
+    except OSError as error:
+        raise world_error("clean up the checkpoints", folder, error, "then start again") from None
+
+
+def _settle(folder: Path, step: int, path: Path) -> None:
+    final = folder / f"step-{step}"
+    if path != final:  # killed between setting it aside and renaming its successor
+        if final.exists():
+            shutil.rmtree(final)  # does not verify: newest() looks there first
+        os.rename(path, final)
+        sync_folder(folder)
+    point(folder, "LATEST", step)
+    with contextlib.suppress(Damaged):
+        best = pointed(folder, "BEST")
+        if read_manifest(final)["best"] and (best is None or int(best.name[5:]) < step):
+            point(folder, "BEST", step)
