@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pydantic import BaseModel
 
 from restrain.errors import UserError
+from restrain.recipe.fields import fields_of, is_section, join
 from restrain.recipe.nodes import Mapping, Node, Origin, Scalar
 from restrain.recipe.schema import Recipe
-from restrain.recipe.typed import fields_of, is_section, join
 
 _KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from restrain.errors import UserError, nearest
+from restrain.recipe.building import build
 from restrain.recipe.layers import command_line, lay
 from restrain.recipe.nodes import Mapping, Origin, Scalar, read_file, relative
 from restrain.recipe.schema import Recipe
 from restrain.recipe.site import Site, find_site, read_site, site_layer
-from restrain.recipe.typed import build
 from restrain.recipe.writing import leaves
 
 MAX_BASES = 2

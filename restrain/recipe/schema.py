@@ -95,7 +95,9 @@ class Mix(Section):
 class Batch(Section):
     """The samples of one optimizer step: `global` rows in groups of `group`, taken `micro` at a time."""
 
-    global_: Positive = Field(alias="global", description="Samples of an optimizer step, over all processes.")
+    global_: Annotated[int, Field(gt=0, le=2**20)] = Field(
+        alias="global", description="Samples of an optimizer step, over all processes."
+    )
     group: Positive = Field(
         description="Samples that share BatchNorm statistics and mixing partners, whatever the number of processes."
     )

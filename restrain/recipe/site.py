@@ -18,9 +18,9 @@ from pydantic import Field
 
 from restrain.errors import UserError
 from restrain.recipe.base import AsTuple, Section
+from restrain.recipe.building import build
 from restrain.recipe.layers import name_of
 from restrain.recipe.nodes import Mapping, Node, Origin, Scalar, read_file, relative
-from restrain.recipe.typed import build
 
 
 class SiteWandb(Section):

@@ -6,7 +6,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from restrain.recipe.durations import Duration
-from restrain.recipe.typed import FLOAT, join
+from restrain.recipe.fields import join
 
 WIDTH = 120
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
@@ -32,10 +32,9 @@ def to_yaml(recipe: BaseModel) -> str:
 
 def plain(section: BaseModel) -> dict[str, Any]:
     """A section as dicts, lists and scalars, its keys spelt and ordered as in a recipe; durations as text."""
-    names = list(type(section).model_fields)
-    if "name" in names:
-        names = ["name", *(name for name in names if name != "name")]
-    return {type(section).model_fields[name].alias or name: _plain(getattr(section, name)) for name in names}
+    fields = type(section).model_fields
+    names = sorted(fields, key=lambda name: name != "name")  # what chooses the other keys stands first
+    return {fields[name].alias or name: _plain(getattr(section, name)) for name in names}
 
 
 def _plain(value: Any) -> Any:
@@ -108,7 +107,7 @@ def _is_duration(value: str) -> bool:
         Duration.parse(value)
     except ValueError:
         return False
-    return not FLOAT.fullmatch(value)
+    return True
 
 
 def _escaped(character: str) -> str:

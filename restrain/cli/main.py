@@ -1,0 +1,114 @@
+"""The command line: names the commands, and is the one border where errors become a paragraph and an exit code.
+
+Command modules are imported here, so none of them imports torch, Lightning or the recipe's schema at its top:
+``restrain --help`` answers at once.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from restrain import __version__
+from restrain.cli.show import show
+from restrain.errors import RestrainError, UserError, nearest
+
+INTERRUPTED = 130
+
+
+class _Commands(TyperGroup):
+    """Commands in the order of ``COMMANDS``; a misspelt one gets the nearest."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            known = ", ".join(self.commands)
+            raise UserError(f"There is no command {args[0]!r}.{nearest(args[0], self.commands)} Commands: {known}.")
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name="restrain",
+    help="Train deep residual networks: one recipe from a laptop to a thousand GPUs.",
+    add_completion=False,
+    rich_markup_mode=None,  # rich alone would take a third of the time that --help may take
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"restrain {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+# Every command stands here, once, in the order of --help.
+app.command()(show)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command and leave with its exit code; never a traceback unless ``RESTRAIN_DEBUG=1``."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command; the exit code."""
+    debug = os.environ.get("RESTRAIN_DEBUG", "") not in ("", "0")
+    try:
+        code = app(list(argv) or ["--help"], prog_name="restrain", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough. Python would complain again when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        told, code = _told(error)
+        sys.stderr.write(f"error: {told}\n" if told else "")
+        return code
+
+
+def _told(error: Exception) -> tuple[str, int]:
+    """What a person is told, and the exit code."""
+    if isinstance(error, RestrainError):
+        return str(error), error.exit_code
+    # Usage errors of the command-line library, whose classes have moved between its versions.
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+        usage: Any = error
+        hint = " See restrain --help." if usage.ctx is None else f" See {usage.ctx.command_path} --help."
+        return _sentence(usage.format_message()) + hint if usage.format_message() else "", usage.exit_code
+    if type(error).__name__ == "Abort":
+        return "", INTERRUPTED
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    said = " ".join(str(error).split())
+    return (
+        f"{type(error).__name__}: {said or 'no message'} ({place.strip()}). This is a fault of restrain, not of yours; "
+        "RESTRAIN_DEBUG=1 shows the traceback.",
+        1,
+    )
+
+
+def _sentence(text: str) -> str:
+    text = " ".join(text.split())
+    return text if text.endswith((".", "?", "!")) else text + "."
