@@ -20,7 +20,7 @@ from restrain.draws import Purpose, extend_torch, key, name_key, normal_torch, s
 from .norm import GroupedBatchNorm2d
 from .residual import Join
 
-CHUNK = 1 << 20  # elements filled at a time: bounds the int64 and float64 temporaries to a few tens of MiB
+CHUNK = 1 << 16  # elements filled at a time: the int64 and float64 temporaries stay in a core's cache
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
     group: int | None = None
     frozen: bool = False  # statistics never move: stays in evaluation mode under .train()
     initial_scale: float = 1.0  # what init.py fills the weight with; 0 for the last norm of a zero-initialised branch
-    scratch: tuple[Tensor, Tensor] | None = None  # (mean [C], unbiased variance [C]) summed over the forward's groups
+    scratch: Tensor | None = None  # [2, C]: mean and unbiased variance, summed over the groups of the last forward
 
     def train(self, mode: bool = True) -> GroupedBatchNorm2d:
         return super().train(mode and not self.frozen)
@@ -41,41 +41,39 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         if self.scratch is None:
             return super().forward(input)
         # Momentum 1 turns "running" statistics into the latest ones: the fast path stages without a further kernel.
-        mean, variance = self.scratch
+        mean, variance = self.scratch.unbind()
         return F.batch_norm(input, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
 
     def _several_groups(self, x_BCHW: Tensor) -> Tensor:
         assert self.group is not None
-        y_BCHW, mean_GC, variance_GC = grouped_batch_norm(x_BCHW, self.weight, self.bias, self.eps, self.group)
+        y_BCHW, statistics_2GC = grouped_batch_norm(x_BCHW, self.weight, self.bias, self.eps, self.group)
         with torch.no_grad():
             if self.scratch is not None:
-                self.scratch[0].copy_(mean_GC.sum(0))
-                self.scratch[1].copy_(variance_GC.sum(0))
+                self.scratch.copy_(statistics_2GC.sum(1))
             elif self.running_mean is not None and self.running_var is not None:
                 assert self.num_batches_tracked is not None
                 self.num_batches_tracked.add_(1)
-                step = 1.0 / self.num_batches_tracked.double() if self.momentum is None else self.momentum
-                self.running_mean += (mean_GC.mean(0) - self.running_mean) * step
-                self.running_var += (variance_GC.mean(0) - self.running_var) * step
+                step = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+                mean, variance = statistics_2GC.mean(1).unbind()
+                self.running_mean.lerp_(mean, step)
+                self.running_var.lerp_(variance, step)
         return y_BCHW
 
 
-def grouped_batch_norm(
-    x_BCHW: Tensor, weight: Tensor, bias: Tensor, eps: float, group: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise each run of ``group`` rows on its own: y [B, C, H, W], mean [G, C] and unbiased variance [G, C].
+def grouped_batch_norm(x_BCHW: Tensor, weight: Tensor, bias: Tensor, eps: float, group: int) -> tuple[Tensor, Tensor]:
+    """Normalise each run of ``group`` rows on its own: y [B, C, H, W]; mean and unbiased variance [2, G, C].
 
-    The statistics have the weight's dtype and no gradient.
+    The statistics have the weight's dtype and no gradient. benchmarks/batchnorm.py measures this way beside others.
     """
-    groups = x_BCHW.shape[0] // group
     # Zeros: the kernel computes 0 x old + 1 x new, and 0 x NaN of fresh memory is NaN.
-    statistics = torch.zeros(2, groups, x_BCHW.shape[1], dtype=weight.dtype, device=x_BCHW.device)
-    mean_GC, variance_GC = statistics.unbind()
+    statistics_2GC = torch.zeros(2, x_BCHW.shape[0] // group, x_BCHW.shape[1], dtype=weight.dtype, device=weight.device)
     parts = [
         F.batch_norm(part, mean, variance, weight, bias, True, 1.0, eps)
-        for part, mean, variance in zip(x_BCHW.split(group), mean_GC.unbind(), variance_GC.unbind(), strict=True)
+        for part, mean, variance in zip(
+            x_BCHW.split(group), *(s.unbind() for s in statistics_2GC.unbind()), strict=True
+        )
     ]
-    return torch.cat(parts), mean_GC, variance_GC
+    return torch.cat(parts), statistics_2GC
 
 
 def grouped_norms(model: nn.Module) -> list[tuple[str, GroupedBatchNorm2d]]:
@@ -122,9 +120,9 @@ class StagedStatistics:
         self.sizes = [buffer.numel() for buffer in self.running]
         self._scratch = torch.zeros(sum(self.sizes), dtype=like.dtype, device=like.device)
         self.sums = torch.zeros_like(self._scratch)
-        views = self._scratch.split(self.sizes)
-        for norm, mean, variance in zip(self.norms, views[::2], views[1::2], strict=True):
-            norm.scratch = (mean, variance)
+        views = self._scratch.split([2 * norm.num_features for norm in self.norms])
+        for norm, view in zip(self.norms, views, strict=True):
+            norm.scratch = view.view(2, -1)
 
     def accumulate(self) -> None:
         """Add what the last forward staged to the step's sums; once after each micro-step's backward."""

@@ -10,6 +10,10 @@ from torch import nn
 
 from restrain.models import residual_blocks
 
+# All blocks share one `forward`, and torch counts its compiled versions there: a ResNet-50 has 8 kinds of block, twice
+# (training, evaluation). Past torch's default of 8, further kinds would run uncompiled with no more than a log line.
+KINDS = 64
+
 
 def apply_remat(model: nn.Module) -> None:
     """Keep only the input of each block for the backward, and compute the rest again (Chen et al. 2016, 1604.06174)."""
@@ -17,7 +21,7 @@ def apply_remat(model: nn.Module) -> None:
         block.remat = True
 
 
-def apply_compile(model: nn.Module) -> None:
+def apply_compile(model: nn.Module, backend: str = "inductor") -> None:
     """Compile each block on its own, for fixed shapes: compile time grows with the kinds of block, not with depth."""
     for _, block in residual_blocks(model):
-        block.compile(dynamic=False)
+        block.compile(backend=backend, dynamic=False, recompile_limit=KINDS)
