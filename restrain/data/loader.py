@@ -1,0 +1,396 @@
+"""Batches for training and evaluation: plain iterables over a `Ring`, without state of their own.
+
+The training loader is made for a start step and has a length. Which rows it hands over is a function of (order, plan,
+rank, world, step); what is in them, of the row's key. Threads only decide when.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from restrain import draws
+from restrain.data import mix as mixing
+from restrain.data.augment import Pipeline
+from restrain.data.images import DecodeError
+from restrain.data.order import Order, Plan, check_micro, check_world
+from restrain.data.reader import ArraySource, BadSample, Sample, Source
+from restrain.data.ring import Ring
+from restrain.draws import Purpose
+from restrain.errors import RestrainError, WorldError
+
+TRIES = 8  # replacements tried for one bad sample
+MIN_BAD = 10  # bad samples that are always allowed
+READ_AHEAD_BYTES = 256 << 20
+BLOCK = 4096  # positions planned at once: the cost of small steps is numpy's calls, not their length
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A bad sample (shard, j) and the ``used_j`` of the same shard that took its place."""
+
+    shard: int
+    j: int
+    key: str
+    reason: str
+    used_j: int
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A sample that evaluation left out."""
+
+    shard: int
+    j: int
+    key: str
+    reason: str
+
+
+@dataclass
+class MicroBatch:
+    """Rows ``row`` to ``row + b`` of the step's canonical list.
+
+    images: uint8 [b, C, H, W], channels-last; labels: int64 [b]. Both are views of a buffer that is reused: valid until
+    the step two later is asked for. prefix: uint64 [b], mix(shard, j, crc), the ledger's row hash without (epoch,
+    position). pixels: uint64 [b], CRC-32 of the rows as handed over, or None.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    row: int
+    mix: mixing.MixDraw | None
+    prefix: np.ndarray
+    pixels: np.ndarray | None
+
+
+@dataclass
+class StepBatch:
+    """What one rank trains in one optimizer step. wait: seconds that the consumer waited for it."""
+
+    step: int
+    epoch: int
+    micros: list[MicroBatch]
+    wait: float
+    replaced: list[Replaced]
+
+
+@dataclass
+class EvalBatch:
+    """images: uint8 [b, C, H, W], channels-last; labels: int64 [b]; valid: bool [b], false for padding and undecodable
+    images; index: int64 [b], global number of the sample. Views of a buffer that is reused, as in `MicroBatch`."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    valid: torch.Tensor
+    index: torch.Tensor
+    bad: list[Bad] = field(default_factory=list)
+
+
+class _Buffer:
+    """One slot of a ring: rows of images and labels, as torch tensors and as numpy views of the same memory."""
+
+    def __init__(self, rows: int, pipeline: Pipeline, pin: bool):
+        size, _, channels = pipeline.shape
+        stored = torch.empty((rows, size, size, channels), dtype=torch.uint8, pin_memory=pin)
+        self.images = stored.permute(0, 3, 1, 2)  # NCHW in shape, NHWC in memory: channels-last
+        self.labels = torch.empty(rows, dtype=torch.int64, pin_memory=pin)
+        self.image_rows, self.label_rows = stored.numpy(), self.labels.numpy()
+
+
+@dataclass
+class _Job:
+    """Rows to fill: which samples, with which keys; and what filling found out."""
+
+    step: int
+    epoch: int
+    shard: np.ndarray  # int64 [rows]
+    j: np.ndarray  # int64 [rows]
+    keys: np.ndarray  # uint64 [rows]
+    prefix: np.ndarray = field(init=False)  # uint64 [rows]
+    index: np.ndarray | None = None  # int64 [rows], in evaluation
+    valid: np.ndarray | None = None  # bool [rows], in evaluation
+    mixes: list[mixing.MixDraw | None] = field(default_factory=list)  # one a micro-batch
+    events: list[tuple[int, Any]] = field(default_factory=list)  # (row, Replaced or Bad), in the order of arrival
+
+    def __post_init__(self):
+        self.prefix = np.empty(len(self.shard), np.uint64)
+
+    @property
+    def rows(self) -> int:
+        return len(self.shard)
+
+    def sorted_events(self) -> list[Any]:
+        return [event for _, event in sorted(self.events, key=lambda pair: pair[0])]
+
+
+class TrainLoader:
+    """The steps [start, stop) of a run, as one rank sees them: ``len()`` is their number, iterating gives `StepBatch`.
+
+    Raises UserError at once where world or micro-batch do not fit, and while iterating WorldError when more than
+    ``max_bad`` of the samples seen (at least 10) were bad. Each iteration starts at ``start``. Call :meth:`close` (or
+    use it up) to join its threads.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        order: Order,
+        plan: Plan,
+        pipeline: Pipeline,
+        *,
+        seed: int,
+        rank: int,
+        world: int,
+        micro: int,
+        start: int,
+        stop: int,
+        threads: int,
+        max_bad: float = 1e-4,
+        pixels: bool = False,
+        mix: mixing.Mix | None = None,
+        pin: bool = False,
+    ):
+        """micro: samples of a micro-batch. pixels: also give the CRC of each row. pin: page-locked buffers (CUDA)."""
+        for segment in plan.segments:
+            check_world(segment.batch, segment.group, world)
+            check_micro(segment.batch, segment.group, world, micro)
+        self.source, self.order, self.plan, self.pipeline = source, order, plan, pipeline
+        self.seed, self.rank, self.world, self.micro = seed, rank, world, micro
+        self.start, self.stop, self.threads = start, stop, max(1, threads)
+        self.max_bad, self.pixels, self.mix, self.pin = max_bad, pixels, mix, pin
+        self._ring: Ring[_Job, _Buffer] | None = None
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        self.close()
+        rows = max(segment.batch for segment in self.plan.segments) // self.world
+        slots = _slots(rows, self.pipeline, self.pin, len(self))
+        fill = self._fill_batch if _batched(self.source, self.pipeline) else self._fill_rows
+        chunk = rows if fill == self._fill_batch else _chunk(rows, self.threads)
+        ring = self._ring = Ring(self._jobs(), slots, fill, self.threads, chunk)
+        seen = bad = 0
+        try:
+            while True:
+                asked = time.perf_counter()
+                try:
+                    job, slot = next(ring)
+                except StopIteration:
+                    return
+                batch = self._hand_over(job, slot, time.perf_counter() - asked)
+                seen, bad = seen + job.rows, bad + len(batch.replaced)
+                _check_budget(bad, seen, self.max_bad, batch.replaced, "replaced")
+                yield batch
+        finally:
+            ring.close()
+
+    def close(self) -> None:
+        """Join the threads of the iteration under way, if any."""
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
+
+    def _jobs(self) -> Iterator[_Job]:
+        """The rank's rows of each step, planned many steps at a time."""
+        step = self.start
+        while step < self.stop:
+            most = min(max(1, BLOCK // self.plan.segment(step).batch), self.stop - step)
+            count = self.plan.steps_together(step, most)
+            epoch, positions = self.plan.rows(step, count, self.rank, self.world)
+            shard, j = self.order(epoch, positions)
+            keys = draws.extend(draws.key(self.seed, Purpose.AUGMENT, epoch), positions, 0)  # copy 0
+            for i in range(count):
+                yield _Job(step + i, epoch, shard[i], j[i], keys[i], mixes=self._mixes(step + i))
+            step += count
+
+    def _mixes(self, step: int) -> list[mixing.MixDraw | None]:
+        """One draw for each micro-batch."""
+        segment = self.plan.segment(step)
+        share = segment.batch // self.world
+        firsts = range(self.rank * share, (self.rank + 1) * share, self.micro)
+        if self.mix is None or not self.mix.active(step):
+            return [None] * len(firsts)
+        group, size = segment.group, self.pipeline.shape[:2]
+        return [mixing.draw(self.mix, step, row // group, self.micro // group, group, size) for row in firsts]
+
+    def _fill_batch(self, job: _Job, slot: _Buffer, first: int, last: int) -> None:
+        part = slice(first, last)
+        stored, slot.label_rows[part], crc = cast(ArraySource, self.source).rows(job.shard[part], job.j[part])
+        self.pipeline.batch(stored, job.keys[part], slot.image_rows[part])
+        job.prefix[part] = draws.mix(job.shard[part], job.j[part], crc)
+
+    def _fill_rows(self, job: _Job, slot: _Buffer, first: int, last: int) -> None:
+        for row in range(first, last):
+            sample, used = self._usable(job, row, slot.image_rows[row])
+            slot.label_rows[row] = sample.label
+            job.prefix[row] = draws.key(int(job.shard[row]), used, sample.crc)
+
+    def _usable(self, job: _Job, row: int, out: np.ndarray) -> tuple[Sample, int]:
+        """The row's sample, or the next of its shard that is good: a function of (shard, j), the same on any world."""
+        shard, j, key = int(job.shard[row]), int(job.j[row]), int(job.keys[row])
+        first: BadSample | None = None
+        for used in ((j + t) % int(self.source.counts[shard]) for t in range(TRIES + 1)):
+            try:
+                sample = _read_into(self.source, self.pipeline, shard, used, key, out)
+            except BadSample as error:
+                first = first or error
+                continue
+            if first is not None:
+                job.events.append((row, Replaced(shard, j, first.key, first.reason, used)))
+            return sample, used
+        raise WorldError(
+            f"No usable sample: {first}; and the {TRIES} samples after it are bad too. Restore {self.source.names[shard]} "
+            f"from its origin, or leave it out of the data set."
+        )
+
+    def _hand_over(self, job: _Job, slot: _Buffer, wait: float) -> StepBatch:
+        first = self.rank * job.rows
+        micros = []
+        for i, mixed in enumerate(job.mixes):
+            part = slice(i * self.micro, (i + 1) * self.micro)
+            crcs = pixel_crcs(slot.images[part]) if self.pixels else None
+            images, labels = slot.images[part], slot.labels[part]
+            micros.append(MicroBatch(images, labels, first + part.start, mixed, job.prefix[part], crcs))
+        return StepBatch(job.step, job.epoch, micros, wait, job.sorted_events())
+
+
+class EvalLoader:
+    """Every sample of a set once, in its own order: ``len()`` batches of ``batch`` rows, equal on all ranks.
+
+    Batch b of rank r holds the samples from (b * world + r) * batch on; rows past the end repeat the last sample with
+    ``valid=False``. An undecodable image is invalid too and counted; bytes that are not those indexed, and more than
+    ``max_bad`` of the samples (at least 10) being bad, raise WorldError. May be iterated again and again.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        pipeline: Pipeline,
+        *,
+        rank: int,
+        world: int,
+        batch: int,
+        threads: int,
+        max_bad: float = 1e-4,
+        pin: bool = False,
+    ):
+        self.source, self.pipeline = source, pipeline
+        self.rank, self.world, self.batch, self.threads = rank, world, batch, max(1, threads)
+        self.max_bad = max_bad
+        self.samples = int(source.counts.sum())
+        self._starts = np.concatenate(([0], np.cumsum(source.counts)))
+        self._slots = _slots(batch, pipeline, pin, len(self))
+        self._ring: Ring[_Job, _Buffer] | None = None
+
+    def __len__(self) -> int:
+        return -(-self.samples // (self.world * self.batch))
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        self.close()
+        fill = self._fill_batch if _batched(self.source, self.pipeline) else self._fill_rows
+        chunk = self.batch if fill == self._fill_batch else _chunk(self.batch, self.threads)
+        ring = self._ring = Ring(self._jobs(), self._slots, fill, self.threads, chunk)
+        bad = 0
+        try:
+            for job, slot in ring:
+                assert job.index is not None and job.valid is not None
+                events = job.sorted_events()
+                bad += len(events)
+                _check_budget(bad, self.samples, self.max_bad, events, "left out of the evaluation")
+                valid, index = torch.from_numpy(job.valid), torch.from_numpy(job.index)
+                yield EvalBatch(slot.images, slot.labels, valid, index, events)
+        finally:
+            ring.close()
+
+    def close(self) -> None:
+        """Join the threads of the iteration under way, if any."""
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
+
+    def _jobs(self) -> Iterator[_Job]:
+        for number in range(len(self)):
+            index = (number * self.world + self.rank) * self.batch + np.arange(self.batch, dtype=np.int64)
+            valid, index = index < self.samples, np.minimum(index, self.samples - 1)
+            shard = np.searchsorted(self._starts, index, side="right") - 1
+            keys = np.zeros(self.batch, np.uint64)  # nothing is drawn
+            yield _Job(number, 0, shard, index - self._starts[shard], keys, index=index, valid=valid)
+
+    def _fill_batch(self, job: _Job, slot: _Buffer, first: int, last: int) -> None:
+        part = slice(first, last)
+        stored, slot.label_rows[part], _ = cast(ArraySource, self.source).rows(job.shard[part], job.j[part])
+        self.pipeline.batch(stored, job.keys[part], slot.image_rows[part])
+
+    def _fill_rows(self, job: _Job, slot: _Buffer, first: int, last: int) -> None:
+        assert job.valid is not None
+        for row in range(first, last):
+            shard, j, out = int(job.shard[row]), int(job.j[row]), slot.image_rows[row]
+            try:
+                slot.label_rows[row] = _read_into(self.source, self.pipeline, shard, j, 0, out).label
+            except BadSample as error:
+                if error.rotten:
+                    raise WorldError(
+                        f"Evaluation stopped: {error}. Restore the file from its origin, or index it again if it was "
+                        f"changed on purpose (restrain data index)."
+                    ) from error
+                out[...] = 0
+                slot.label_rows[row] = 0
+                if job.valid[row]:  # padding repeats a sample that is counted already
+                    job.valid[row] = False
+                    job.events.append((row, Bad(shard, j, error.key, error.reason)))
+
+
+def pixel_crcs(images: torch.Tensor) -> np.ndarray:
+    """CRC-32 of each image's bytes in memory order [H, W, C], uint64 [b]. images: uint8 [b, C, H, W], channels-last."""
+    rows = images.permute(0, 2, 3, 1).numpy()
+    return np.array([zlib.crc32(row) for row in rows], np.uint64)
+
+
+def _read_into(source: Source, pipeline: Pipeline, shard: int, j: int, key: int, out: np.ndarray) -> Sample:
+    """Read, decode and augment one sample into ``out``. Whatever fails names the shard and the sample."""
+    where = f"sample {j}"
+    try:
+        sample = source.read(shard, j)
+        where = f"sample {j} ({sample.key})"
+        pipeline(sample.data, key, out)
+        return sample
+    except BadSample:
+        raise
+    except DecodeError as error:
+        raise BadSample(source.names[shard], j, sample.key, str(error)) from error
+    except RestrainError as error:
+        raise type(error)(f"{error} [{where} of {source.names[shard]}]") from error
+    except Exception as error:
+        raise WorldError(f"Reading {where} of {source.names[shard]} failed: {type(error).__name__}: {error}") from error
+
+
+def _check_budget(bad: int, seen: int, max_bad: float, events: list[Any], done: str) -> None:
+    if events and bad > max(MIN_BAD, max_bad * seen):
+        last = events[-1]
+        raise WorldError(
+            f"Too many bad samples: {bad} of {seen} had to be {done}, more than data.max_bad={max_bad:g} (and at least "
+            f"{MIN_BAD}) allows; the last was sample {last.j} of shard {last.shard} ({last.key}): {last.reason}. Repair "
+            f"the data, or raise data.max_bad."
+        )
+
+
+def _batched(source: Source, pipeline: Pipeline) -> bool:
+    return pipeline.batched and hasattr(source, "rows")
+
+
+def _chunk(rows: int, threads: int) -> int:
+    return max(1, min(16, rows // (4 * threads)))
+
+
+def _slots(rows: int, pipeline: Pipeline, pin: bool, jobs: int) -> list[_Buffer]:
+    """Buffers for the batches in use and as many read ahead as a bound on memory allows."""
+    size, _, channels = pipeline.shape
+    ahead = min(16, max(2, READ_AHEAD_BYTES // (rows * size * size * channels)), max(1, jobs))
+    return [_Buffer(rows, pipeline, pin) for _ in range(Ring.HELD + ahead)]
