@@ -14,7 +14,9 @@ import typer
 from typer.core import TyperGroup
 
 from restrain import __version__
+from restrain.cli.evaluate import evaluate
 from restrain.cli.show import show
+from restrain.cli.train import resume, train
 from restrain.errors import RestrainError, UserError, nearest
 
 INTERRUPTED = 130
@@ -59,6 +61,9 @@ def _root(
 
 
 # Every command stands here, once, in the order of --help.
+app.command()(train)
+app.command()(resume)
+app.command()(evaluate)
 app.command()(show)
 
 
@@ -77,7 +82,7 @@ def run(argv: Sequence[str]) -> int:
     except BrokenPipeError:
         # The reader (head, less) has seen enough. Python would complain again when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 1
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:

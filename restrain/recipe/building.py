@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 from pydantic import BaseModel, ValidationError
 
 from restrain.errors import UserError
-from restrain.recipe.checks import Misfit
+from restrain.recipe.checks import Misfit, show
 from restrain.recipe.fields import join
 from restrain.recipe.nodes import Mapping, Origin
 from restrain.recipe.typed import Reader
@@ -22,9 +22,12 @@ _LIMITS = {
 }
 
 
-def build(root: Mapping, cls: type[BaseModel], title: str) -> tuple[Any, dict[str, Origin]]:
-    """The validated ``cls`` in ``root`` and the origin of every value; UserError names each problem and its place."""
-    reader = Reader()
+def build(root: Mapping, cls: type[BaseModel], title: str, kind: str = "a recipe") -> tuple[Any, dict[str, Origin]]:
+    """The validated ``cls`` in ``root`` and the origin of every value; UserError names each problem and its place.
+
+    ``title`` names this very thing in messages, ``kind`` what it is.
+    """
+    reader = Reader(kind)
     values = reader.section(root, cls, "")
     if reader.problems:
         refuse(reader.problems, title)
@@ -45,9 +48,10 @@ def _told(found: Any, values: Any, origins: dict[str, Origin]) -> list[str]:
             key, node = f"{key}[{part}]", node[part]
         elif isinstance(node, dict) and part in node:
             key, node = join(key, str(part)), node[part]
+    limits = {name: show(limit) for name, limit in found.get("ctx", {}).items()}
     template = _LIMITS.get(found["type"])
-    said = template.format(**found["ctx"]) if template else str(cause or found["msg"])
-    value = "" if isinstance(node, dict | tuple) else f" = {node}"
+    said = template.format(**limits) if template else str(cause or found["msg"])
+    value = "" if isinstance(node, dict | tuple) else f" = {show(node)}"
     return [f"{_place(key, origins)}{key}{value} {said}"]
 
 
@@ -60,10 +64,15 @@ def _place(key: str, origins: dict[str, Origin]) -> str:
 
 def refuse(problems: list[str], title: str, most: int = 5) -> NoReturn:
     """Raise the UserError that tells the first few problems in one paragraph."""
-    problems = list(dict.fromkeys(problems))
+    problems = [_printable(text) for text in dict.fromkeys(problems)]
     told = [text if text.endswith((".", "?")) else text + "." for text in problems[:most]]
     if len(problems) == 1:
         raise UserError(told[0])
     numbered = " ".join(f"({number}) {text}" for number, text in enumerate(told, 1))
     more = f" And {len(problems) - most} more." if len(problems) > most else ""
     raise UserError(f"{len(problems)} problems in {title}: {numbered}{more}")
+
+
+def _printable(text: str) -> str:
+    """A paragraph stays one, whatever a key or a value has in it."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

@@ -51,6 +51,8 @@ def show(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, tuple | list):
         return "[" + ", ".join(show(item) for item in value) + "]"
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0")
     return str(value)
 
 
@@ -95,7 +97,7 @@ def _data(recipe: "Recipe") -> Iterator[Problem]:
     for name in ("mean", "std"):
         channels = len(getattr(data, name))
         if channels != model.in_chans:
-            yield Problem(f"data.{name}", f"has {channels} channels, but model.in_chans = {model.in_chans}")
+            yield Problem(f"data.{name}", f"has length {channels}, but model.in_chans = {model.in_chans}")
     if data.name == "digits":
         if model.classes != DIGITS_CLASSES:
             yield Problem("model.classes", f"= {model.classes}, but data.name = digits has {DIGITS_CLASSES} classes")
@@ -107,7 +109,7 @@ def _data(recipe: "Recipe") -> Iterator[Problem]:
             for name in ("scale", "ratio"):
                 low, high = getattr(operation, name)
                 if low > high:
-                    yield Problem(f"{key}.{name}", f"= [{low}, {high}] ends before it begins")
+                    yield Problem(f"{key}.{name}", f"= {show((low, high))} ends before it begins")
             if operation.scale[1] > 1:
                 yield Problem(f"{key}.scale", "takes more than the whole image; its largest value is 1")
         elif operation.name == "flip" and operation.p == 0:

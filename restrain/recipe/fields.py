@@ -76,6 +76,10 @@ def describe(field: Field) -> str:
             continue
         elif get_origin(one) is tuple:
             parts.append(_describe_list(get_args(one)))
+        elif get_origin(one) is dict:
+            parts.append("lines of its own such as imagenet: /data/imagenet")
+        elif one is bool:
+            parts += ["true", "false"]
         elif one in _NAMES:
             parts.append(_NAMES[one])
     sections = [one for one in field.types if is_section(one)]
@@ -88,7 +92,7 @@ def describe(field: Field) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " or " + parts[-1]
 
 
-_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+_NAMES = {int: "an integer", float: "a number", str: "text"}
 
 
 def _describe_list(inner: tuple[Any, ...]) -> str:

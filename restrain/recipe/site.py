@@ -20,7 +20,7 @@ from restrain.errors import UserError
 from restrain.recipe.base import AsTuple, Section
 from restrain.recipe.building import build
 from restrain.recipe.layers import name_of
-from restrain.recipe.nodes import Mapping, Node, Origin, Scalar, read_file, relative
+from restrain.recipe.nodes import Mapping, Node, Origin, read_file, relative
 
 
 class SiteWandb(Section):
@@ -37,8 +37,11 @@ class SiteSlurm(Section):
 
 
 class Site(Section):
-    """What a place says of itself; data roots are kept beside it, since their keys are free."""
+    """What a place says of itself."""
 
+    data: dict[str, str] = Field(
+        default={}, description="Folder of a set, by recipe, by the first words of recipes' names, or by kind of set."
+    )
     wandb: SiteWandb = Field(default=SiteWandb(), description="Weights & Biases.")
     slurm: SiteSlurm = Field(default=SiteSlurm(), description="Slurm.")
     modules: Annotated[tuple[str, ...], AsTuple] = Field(default=(), description="Environment modules to load.")
@@ -62,16 +65,8 @@ def read_site(path: Path | None) -> tuple[Site, Mapping]:
     if path is None:
         return Site(), Mapping({}, Origin("site"))
     top = read_file(path, "site")
-    rest = Mapping({key: node for key, node in top.entries.items() if key != "data"}, top.origin, top.keys)
-    site, _ = build(rest, Site, "the site file")
-    roots = top.entries.get("data")
-    if roots is not None and not _all_text(roots):
-        raise UserError(f"{roots.origin}: data holds lines such as 'imagenet: /data/imagenet', a folder for each set.")
+    site, _ = build(top, Site, relative(path), "the site file")
     return site, top
-
-
-def _all_text(roots: Node) -> bool:
-    return isinstance(roots, Mapping) and all(isinstance(node, Scalar) for node in roots.entries.values())
 
 
 def site_layer(top: Mapping, names: Sequence[str], merged: Mapping) -> Mapping:

@@ -26,7 +26,8 @@ UNREAD = object()
 class Reader:
     """Reads a tree of nodes into plain values for pydantic, noting where each stands and what is wrong."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
         self.problems: list[str] = []
         self.origins: dict[str, Origin] = {}
 
@@ -63,7 +64,7 @@ class Reader:
             self.problem(origin, f"{where} does nothing with {path}.name = {chosen}: it belongs to {others}")
             return
         kind = f" with {path}.name = {union_tag(cls)}" if len(union) > 1 else ""
-        of = f"{path}{kind}" if path else "a recipe"
+        of = f"{path}{kind}" if path else self.kind
         self.problem(origin, f"{where} is not a key.{nearest(key, fields)} The keys of {of} are {', '.join(fields)}")
 
     def value(self, node: Node, field: Field, path: str, default: Any = None) -> Any:
@@ -77,6 +78,9 @@ class Reader:
 
     def mapping(self, node: Mapping, field: Field, path: str, default: Any) -> Any:
         sections = [one for one in field.types if is_section(one)]
+        if any(get_origin(one) is dict for one in field.types):
+            text = field_of(str)
+            return {key: self.value(child, text, join(path, key)) for key, child in node.entries.items()}
         if not sections:
             return self.problem(node.origin, f"{path} holds keys of its own, but it takes {describe(field)}")
         if field.discriminator is None:
