@@ -165,6 +165,11 @@ class Plan:
         epochs, index = divmod(after - rest, self.samples // s.batch)
         return s.epoch + 1 + epochs, index * s.batch
 
+    def seen(self, steps: int) -> int:
+        """Samples that the first ``steps`` steps train on."""
+        ends = [s.from_step for s in self.segments[1:]] + [steps]
+        return sum(s.batch * max(0, min(end, steps) - s.from_step) for s, end in zip(self.segments, ends, strict=True))
+
     def steps_together(self, step: int, most: int) -> int:
         """How many steps from ``step`` on, at most ``most``, are of its epoch and segment."""
         s = self.segment(step)
@@ -219,9 +224,9 @@ def check_world(batch: int, group: int, world: int) -> None:
     """Raises UserError, naming the sizes that work, when ``world`` ranks cannot share the step's groups."""
     if world not in (allowed := allowed_worlds(batch, group)):
         raise UserError(
-            f"{world} processes cannot share a step of batch.global={batch} in groups of batch.group={group}: there are "
-            f"{batch // group} groups, and each process takes the same number of whole ones. Numbers of processes that "
-            f"work: {_listed(allowed)}. Otherwise change batch.group or batch.global (that defines another run)."
+            f"{world} processes cannot share a step of batch.global={batch} in groups of batch.group={group}: there "
+            f"are {batch // group} groups, and each process takes the same number of whole ones. Numbers of processes "
+            f"that work: {_listed(allowed)}. Otherwise change batch.group or batch.global (that defines another run)."
         )
 
 

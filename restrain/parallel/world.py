@@ -16,7 +16,7 @@ from restrain.errors import WorldError
 
 @dataclass(frozen=True)
 class World:
-    """One process among ``size``; ``local_size`` of them on this node. ``launcher``: single, restrain, torchrun, slurm."""
+    """One process among ``size``; ``local_size`` on this node. ``launcher``: single, restrain, torchrun or slurm."""
 
     rank: int = 0
     size: int = 1

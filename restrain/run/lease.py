@@ -109,6 +109,7 @@ class Lease:
         self.path = self.folder / "lease"
         self._beat, self._silence = beat, silence
         self.holder: Holder | None = None
+        self.displaced = False  # the heart found that another process has it: a cheap thing to ask in each step
         self._file: Path | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -181,6 +182,10 @@ class Lease:
             with contextlib.suppress(OSError):  # a full or stale file system: the next beat may do; check() tells
                 if self._file is not None:
                     os.utime(self._file)
+            try:
+                self.check()
+            except WorldError:
+                self.displaced = not self._stop.is_set()
 
     def _at(self, number: int) -> Path:
         return self.path / f"{number:08d}.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import queue
 import secrets
@@ -67,15 +68,15 @@ class WandbMirror:
         self._warn = warn or _warn
         self._settings: dict[str, Any] = {"config": dict(config or {}), "project": project, "entity": entity}
         self._settings |= {"name": name, "tags": list(tags or [])}
-        self._lines: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
+        self._lines: queue.SimpleQueue[str | Mapping[str, Any] | None] = queue.SimpleQueue()
         self._mark = -1
         self._thread: threading.Thread | None = None
         if self.active:
             self._thread = threading.Thread(target=self._run, name="wandb", daemon=True)
             self._thread.start()
 
-    def log(self, line: Mapping[str, Any]) -> None:
-        """Hand over a journal line; it has a ``step`` and must not be changed afterwards. Never blocks, never raises.
+    def log(self, line: str | Mapping[str, Any]) -> None:
+        """Hand over a journal line, as text or as a mapping that is not changed afterwards. Never blocks or raises.
 
         Lines of one step must be handed over together (as one mapping): a step that was sent is sent no more.
         """
@@ -104,6 +105,7 @@ class WandbMirror:
             while (line := self._lines.get()) is not None:
                 if not self.active:
                     return
+                line = json.loads(line) if isinstance(line, str) else line
                 step = int(line["step"])
                 if step <= self.last_sent:
                     continue

@@ -1,0 +1,97 @@
+"""Process groups and what ranks tell each other outside of a step."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy
+
+from restrain.errors import RestrainError, UserError, WorldError
+from restrain.parallel.world import World, rendezvous
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+
+def connect(world: World, device: torch.device) -> None:
+    """Join the process group of a run; nothing for a single process."""
+    if world.size == 1 or dist.is_initialized():
+        return
+    rendezvous(world, os.environ)  # pyright: ignore[reportArgumentType]
+    world.export(os.environ)  # pyright: ignore[reportArgumentType]
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=COLLECTIVE_TIMEOUT)
+
+
+def leave(world: World) -> None:
+    """Leave the process group, so that the ranks' last messages are read before their sockets close."""
+    if world.size > 1 and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class Told:
+    """What rank 0 has to say to the others before the first collective: over the store, as JSON, never pickled."""
+
+    def __init__(self, world: World):
+        self.world, self.number = world, 0
+
+    def first_rank(self, work: Callable[[], Any]) -> Any:
+        """Run ``work`` on rank 0; all ranks return its JSON value. Its error ends all ranks, told by rank 0 alone."""
+        if self.world.size == 1:
+            return work()
+        self.number += 1
+        name, store = f"restrain/{self.number}", dist.distributed_c10d._get_default_store()
+        if self.world.rank == 0:
+            try:
+                value = work()
+            except BaseException as error:
+                code = error.exit_code if isinstance(error, RestrainError) else 1
+                store.set(name, json.dumps({"failed": code}))
+                time.sleep(0.2)  # rank 0 hosts the store: let the others read it
+                raise
+            store.set(name, json.dumps({"value": value}))
+            return value
+        while True:  # indexing a large set may take longer than any one time-out
+            try:
+                store.wait([name], timedelta(seconds=30))
+                break
+            except dist.DistStoreError as error:
+                if "imeout" not in str(error):
+                    raise WorldError("Rank 0 went away before the run began; its own message says why.") from None
+        told = json.loads(store.get(name))
+        if "failed" in told:
+            raise SystemExit(told["failed"])
+        return told["value"]
+
+
+def refuse_unequal(world: World, digest: str) -> None:
+    """All ranks must have been given the same recipe (torchrun and srun let each have its own)."""
+    if world.size == 1:
+        return
+    store = dist.distributed_c10d._get_default_store()
+    if world.rank == 0:
+        store.set("restrain/recipe", digest)
+    store.wait(["restrain/recipe"], timedelta(minutes=10))
+    if store.get("restrain/recipe").decode() != digest:
+        raise UserError(
+            f"Rank {world.rank} was given another recipe than rank 0. Start all ranks with the same command, from the "
+            f"same files."
+        )
+
+
+class Replicated(DDPStrategy):
+    """One replica a rank. The run's module wraps its network in DDP itself (``share_gradients``), because one Lightning
+    batch is a whole optimizer step of several micro-batches; Lightning's own wrapping would reduce at each of them."""
+
+    def configure_ddp(self) -> None:
+        module = self.lightning_module
+        assert module is not None
+        module.share_gradients()  # pyright: ignore[reportCallIssue]

@@ -1,0 +1,58 @@
+"""Number formats: what ``precision: auto`` becomes on a device, and where the casts are.
+
+Weights, optimizer state, BatchNorm statistics and the loss are fp32 (fp64 for ``fp64``); ``bf16`` and ``fp16`` mean
+autocast of the forward pass. Casting is ours rather than Lightning's so that it covers the model and nothing else of a
+step.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+CHOICES = ("fp32", "bf16", "fp16", "fp64")
+
+
+def resolve(precision: str, device: torch.device) -> str:
+    """``auto`` -> ``bf16`` where the hardware multiplies it (CUDA >= 8.0, AMX, AVX512-BF16), else ``fp32``."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() and _cpu_multiplies_bf16() else "fp32"
+
+
+def _cpu_multiplies_bf16() -> bool:
+    # oneDNN also *emulates* bf16 on AVX512 without the instructions, which is slower than fp32.
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def dtype_of_weights(precision: str) -> torch.dtype:
+    return torch.float64 if precision == "fp64" else torch.float32
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """The context of a forward pass; nothing for fp32 and fp64."""
+    if precision in ("fp32", "fp64"):
+        return nullcontext()
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    return torch.autocast(device.type, dtype=dtype)
+
+
+class LossScale:
+    """Dynamic loss scaling for fp16 (Micikevicius et al. 2018), on the device: no host synchronisation a step.
+
+    The scale halves after a step with non-finite gradients and doubles after 2,000 without one.
+    """
+
+    def __init__(self, device: torch.device, start: float = 2.0**16):
+        self.scale = torch.full((), start, dtype=torch.float32, device=device)
+        self.growth = torch.zeros((), dtype=torch.int32, device=device)
+
+    def update(self, found_inf: torch.Tensor) -> None:
+        """``found_inf``: 0-dim float tensor, 1.0 after a step whose gradients were not finite."""
+        torch._amp_update_scale_(self.scale, self.growth, found_inf, 2.0, 0.5, 2000)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"loss_scale|scaler": self.scale, "growth|scaler": self.growth}

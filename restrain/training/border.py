@@ -1,0 +1,210 @@
+"""What happens between two optimizer steps, in this order: evaluate, save, leave.
+
+The order is what makes a run exact: an evaluation that was interrupted is repeated after the resume; the journal and
+the ledger are on the disk before the checkpoint that vouches for them; a rank leaves only when its save is done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from restrain.insight.profile import Profile
+from restrain.run.checkpoint import Writer
+from restrain.run.lease import Lease
+from restrain.survival import signals
+from restrain.survival.signals import Flag
+from restrain.training.evaluate import Interrupted
+from restrain.training.recorder import Recorder
+from restrain.training.state import RunState
+from restrain.training.vector import Reading
+
+if TYPE_CHECKING:
+    from restrain.training.step import Run
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """When things are due, of finished steps. ``save_seconds`` is by rank 0's clock, the rest a pure function."""
+
+    total: int
+    evaluate: Callable[[int], bool]
+    save: Callable[[int], bool]
+    save_seconds: float | None = None
+    best: str | None = None
+    better: str = "higher"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Why the run left: its state for ``run.json``, and the exit code."""
+
+    state: str
+    exit_code: int
+
+
+class Border:
+    """The events between steps.
+
+    Args:
+        evaluate: ``evaluate(leave) -> metrics`` (``eval/...``), or None where the data has no evaluation set.
+        recorder, lease: rank 0's; None elsewhere.
+    """
+
+    def __init__(
+        self,
+        state: RunState,
+        cadence: Cadence,
+        writer: Writer,
+        *,
+        evaluate: Callable[[Callable[[], bool]], dict[str, float]] | None,
+        recorder: Recorder | None = None,
+        lease: Lease | None = None,
+        rank: int = 0,
+        replaced: Callable[[int, Sequence[Any]], None] = lambda step, rows: None,
+        profile: Profile | None = None,
+    ):
+        self.state, self.cadence, self.writer, self.evaluate = state, cadence, writer, evaluate
+        self.recorder, self.lease, self.rank = recorder, lease, rank
+        self.replaced, self.profile = replaced, profile
+        self.flag = Flag.NONE
+        self.displaced = False
+        self.saved_at = state.step
+        self.last_save = time.monotonic()
+        self.asked_to_save = False
+        self.final: dict[str, float] = {}
+
+    # ------------------------------------------------------------------------------------------------ asked in a step
+
+    def asks(self) -> tuple[float, float]:
+        """(a checkpoint is due, this rank must stop): this rank's part of the step's vector. Asked once a save."""
+        save = 0.0
+        seconds = self.cadence.save_seconds
+        if self.rank == 0 and seconds is not None and not self.asked_to_save:
+            self.asked_to_save = time.monotonic() - self.last_save >= seconds
+            save = float(self.asked_to_save)
+        stop = 1.0 if self.lease is not None and self.lease.displaced else 0.0
+        return save, stop
+
+    # ------------------------------------------------------------------------------------------------- between steps
+
+    def begin(self, run: Run) -> None:
+        """Before the first step of an attempt: repeat the evaluation that the last attempt was interrupted in."""
+        if self.recorder is not None:
+            self.recorder.resume_clock()
+        if self.evaluation_is_due():
+            line, self.state.held = self.state.held, None
+            best = self.evaluation(line)
+            if self.state.evaluated_at == self.state.step:
+                self.save(best)  # the checkpoint of this step does not know its evaluation yet: replace it
+
+    def after_step(self, run: Run) -> bool:
+        """After each step, and once where none was left to train; True: the run leaves here."""
+        step = self.state.step
+        self.writer.poll()
+        if self.profile is not None:
+            self.profile.step(step)
+        due = self.evaluation_is_due()
+        last = step >= self.cadence.total
+        planned = due or last or (self.cadence.save(step) and step != self.saved_at)
+        readings = run.vector.read(leave=0 if planned else 1)
+        if any(r.save or r.leaving for r in readings) and not planned:
+            readings += run.vector.read()
+            planned = True
+        line = self.record(readings, hold=step if due else None)
+        if not planned:
+            return False
+        self.flag = max([self.flag, *(r.flag for r in readings)])
+        self.displaced = any(r.stop for r in readings)
+        if self.displaced:
+            return True
+        best = False
+        if due and self.flag == Flag.NONE:
+            best = self.evaluation(line)
+        elif due:
+            self.state.held = line
+        leaving = last or self.flag != Flag.NONE
+        if leaving or best or any(r.save for r in readings) or self.cadence.save(step):
+            self.save(best)
+        if leaving:
+            self.writer.wait()
+        if self.recorder is not None:
+            self.recorder.resume_clock()
+        return leaving
+
+    def evaluation_is_due(self) -> bool:
+        step = self.state.step
+        return (
+            self.evaluate is not None
+            and 0 < step != self.state.evaluated_at
+            and (step >= self.cadence.total or self.cadence.evaluate(step))
+        )
+
+    def record(self, readings: list[Reading], hold: int | None) -> str | None:
+        """Write the readings down; the line of step ``hold`` is returned, to be written with its evaluation."""
+        if self.recorder is None:
+            return None
+        held = None
+        for r in readings:
+            line = self.recorder.step(r)
+            if r.step == hold:
+                held = line
+            else:
+                self.recorder.write(r.step, line)
+        return held
+
+    def evaluation(self, line: str | None) -> bool:
+        """Evaluate and write it down; True when it is the best so far. An interrupted one changes nothing."""
+        assert self.evaluate is not None
+        state = self.state
+        try:
+            metrics = self.evaluate(lambda: signals.flag() != Flag.NONE)
+        except Interrupted:
+            # Another rank's signal may be the reason: any flag will do here, the exit code is settled in `leave_code`.
+            self.flag = max(self.flag, signals.flag(), Flag.USR1)
+            state.held = line
+            return False
+        state.evaluated_at, state.held, self.final = state.step, None, metrics
+        if self.recorder is not None:
+            self.recorder.write(state.step, line or f'{{"step": {state.step}}}', metrics)
+            shown = ", ".join(f"{name} {value:.6g}" for name, value in metrics.items())
+            self.recorder.progress.evaluated(shown)
+        return self.is_best(metrics)
+
+    def is_best(self, metrics: dict[str, float]) -> bool:
+        metric = self.cadence.best
+        if metric is None:
+            return False
+        value, best = metrics[metric], self.state.best
+        better = best is None or (value > best["value"] if self.cadence.better == "higher" else value < best["value"])
+        if better:
+            self.state.best = {"metric": metric, "value": value, "step": self.state.step}
+        return better
+
+    def save(self, best: bool) -> None:
+        """Start to write a checkpoint of this step; returns once its snapshot is taken."""
+        state = self.state
+        if self.recorder is not None:
+            assert self.lease is not None
+            self.lease.check()
+            self.recorder.sync()
+            state.tracker = self.recorder.tracker()
+        self.writer.save(state.step, state.tensors(self.rank), state.scalars(), best=best)
+        self.saved_at, self.last_save, self.asked_to_save = state.step, time.monotonic(), False
+
+    def finish(self) -> None:
+        """After the last step: wait for the save in flight; a displaced process says who took over."""
+        if self.displaced and self.lease is not None:
+            self.lease.check()
+        self.writer.wait()
+        if self.profile is not None:
+            self.profile.close()
+
+    def outcome(self) -> Outcome:
+        if self.displaced:
+            return Outcome("interrupted", 1)
+        if self.state.step >= self.cadence.total and not self.evaluation_is_due():
+            return Outcome("finished", 0)
+        return Outcome("interrupted", signals.exit_code(self.flag))

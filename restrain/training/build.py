@@ -1,0 +1,232 @@
+"""From a recipe to the objects of a run. The only module that imports everything; each function makes one part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from restrain.data import augment, sets
+from restrain.data.images import decode, resolve_decoder
+from restrain.data.loader import EvalLoader, TrainLoader
+from restrain.data.mix import Mix
+from restrain.data.order import ORDER_VERSION, Order, Plan, Segment, resolve_shuffle
+from restrain.data.reader import Source
+from restrain.errors import UserError
+from restrain.models.build import build_model
+from restrain.models.init import init_model
+from restrain.models.norm import set_group
+from restrain.optim import schedules
+from restrain.optim.ema import Ema
+from restrain.optim.optimizers import build_optimizer
+from restrain.parallel import blocks, precision
+from restrain.parallel.world import World
+from restrain.recipe import Recipe
+from restrain.recipe.durations import Duration
+from restrain.training.border import Cadence
+from restrain.training.classify import Classify, build_loss
+from restrain.training.placement import Placement
+from restrain.training.state import RunState
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data of a run: the sets, how an image is made from a sample, and what identifies them."""
+
+    train: Source
+    evaluation: Source | None
+    train_pipeline: augment.Pipeline
+    eval_pipeline: augment.Pipeline
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def pixels(self) -> int:
+        """Height x width of a training image."""
+        return self.train_pipeline.size**2
+
+
+def open_data(recipe: Recipe, notice: Callable[[str], None] = lambda text: None) -> Data:
+    """Open the sets of a recipe, indexing them first where they have no index."""
+    train = sets.open_source(recipe.data, "train", classes=recipe.model.classes)
+    assert train is not None
+    evaluation = sets.open_source(recipe.data, "eval", classes=recipe.model.classes)
+    if train.channels != recipe.model.in_chans:
+        raise UserError(
+            f"model.in_chans={recipe.model.in_chans}, but the images of data.name={recipe.data.name} have "
+            f"{train.channels} channel(s). Set model.in_chans={train.channels}."
+        )
+    decoder, _ = resolve_decoder(recipe.data.decode)
+    size = recipe.resolution.train or own_size(train, decoder)
+    channels = train.channels
+    return Data(
+        train,
+        evaluation,
+        augment.train_pipeline(recipe.data.augment, size, channels=channels, decoder=decoder),
+        augment.eval_pipeline(
+            recipe.resolution.eval or size, recipe.resolution.eval_resize, channels=channels, decoder=decoder
+        ),
+        recipe.data.mean,
+        recipe.data.std,
+    )
+
+
+def own_size(source: Source, decoder: str) -> int:
+    """Side of a set's first image: what ``resolution.train: null`` means. Raises UserError where it is not square."""
+    data = source.read(0, 0).data
+    height, width = (data if isinstance(data, np.ndarray) else decode(data, decoder)).shape[:2]
+    if height != width:
+        raise UserError(
+            f"resolution.train is null, and the first image is {width} x {height} pixels, not square. "
+            f"Set resolution.train, and put a step into data.augment that makes images of that size."
+        )
+    return height
+
+
+def resolved_autos(recipe: Recipe, data: Data, device: torch.device) -> dict[str, Any]:
+    """What each defining ``auto`` of a recipe becomes on this device with these data."""
+    samples = int(data.train.counts.sum())
+    lanes, window = resolve_shuffle(samples, recipe.data.lanes, recipe.data.window)
+    return {
+        "precision": precision.resolve(recipe.precision, device),
+        "data.decode": resolve_decoder(recipe.data.decode)[0],
+        "data.lanes": lanes,
+        "data.window": window,
+    }
+
+
+def identity(name: str, recipe: Recipe, data: Data) -> dict[str, Any]:
+    """What identifies a run's data, for its lock: a changed byte of a shard is another run."""
+    embedded = recipe.data.name == "digits"
+    return {
+        "recipe": name,
+        "order_version": ORDER_VERSION,
+        "samples": int(data.train.counts.sum()),
+        "fingerprint": data.train.fingerprint,
+        "decoder": None if embedded else " ".join(resolve_decoder(recipe.data.decode)),
+    }
+
+
+def build_plan(recipe: Recipe, data: Data, segments: list[dict[str, int]]) -> Plan:
+    """The plan of steps. ``segments``: those that interventions appended, as a checkpoint stores them."""
+    lanes, _ = resolve_shuffle(int(data.train.counts.sum()), recipe.data.lanes, recipe.data.window)
+    samples = int(data.train.counts.sum()) * recipe.data.repeats
+    first = segments[0] if segments else {"batch": recipe.batch.global_, "group": recipe.batch.group}
+    return Plan(samples, first["batch"], first["group"], lanes, [Segment(**s) for s in segments[1:]])
+
+
+def total_steps(recipe: Recipe, plan: Plan) -> int:
+    """Length of the run in optimizer steps, interventions that changed the batch included."""
+    last = plan.segments[-1]
+    if recipe.length.unit == "st" or len(plan.segments) == 1:
+        return recipe.length.steps(plan.steps_per_epoch)
+    rest = (plan.samples - last.position) // last.batch
+    epochs = recipe.length.value - last.epoch - 1
+    return last.from_step + rest + int(epochs * (plan.samples // last.batch))
+
+
+def build_model_on(recipe: Recipe, device: torch.device, seed: int) -> nn.Module:
+    """The recipe's model on its device: built without memory, then filled by keyed initialisation."""
+    section = recipe.model.model_dump()
+    with torch.device("meta"):
+        model = build_model(section)
+    model.to(precision.dtype_of_weights(recipe.precision))
+    model.to_empty(device=device)
+    init_model(model, seed)
+    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    set_group(model, recipe.batch.group)
+    return model
+
+
+def build_task(recipe: Recipe, data: Data, device: torch.device) -> Classify:
+    """Model, loss and normalisation, with frozen parts, recomputation and compilation applied in that order."""
+    model = build_model_on(recipe, device, recipe.seed)
+    if recipe.parallel.remat == "block":
+        blocks.apply_remat(model)
+    if recipe.parallel.compile == "block":
+        blocks.apply_compile(model)
+    return Classify(model, build_loss(recipe.loss), data.mean, data.std).to(device)
+
+
+def build_state(recipe: Recipe, task: Classify, plan: Plan, total: int, device: torch.device) -> RunState:
+    """Optimizer, EMA and scaler around a model, at step 0."""
+    optimizer = build_optimizer(recipe.optimizer, task.model, batch_global=recipe.batch.global_)
+    ema = None
+    if recipe.ema is not None:
+        ema = Ema(task.model, recipe.ema.decay, recipe.ema.every.steps(plan.steps_per_epoch, total))
+    scaler = precision.LossScale(device) if recipe.precision == "fp16" else None
+    segments = [{"from_step": 0, "epoch": 0, "position": 0, "batch": plan.batch, "group": plan.group}]
+    return RunState(task.model, optimizer, ema, scaler, segments=segments)
+
+
+def build_factor(recipe: Recipe, plan: Plan, total: int) -> Callable[[int], float]:
+    """Step (0-based) -> factor of the base learning rate."""
+    per_epoch = plan.steps_per_epoch
+    return lambda step: schedules.factor(recipe.schedule, step, steps_per_epoch=per_epoch, total_steps=total)
+
+
+def every(duration: Duration, plan: Plan, total: int) -> Callable[[int], bool]:
+    """Finished steps -> whether something that happens every ``duration`` is due. Wall-clock durations: never here."""
+    if duration.is_wall_clock:
+        return lambda step: False
+    steps = max(1, duration.steps(plan.steps_per_epoch, total))
+    return lambda step: step % steps == 0
+
+
+def build_cadence(recipe: Recipe, plan: Plan, total: int, has_evaluation: bool) -> Cadence:
+    clock = recipe.checkpoint.every
+    return Cadence(
+        total=total,
+        evaluate=every(recipe.evaluate.every, plan, total),
+        save=every(clock, plan, total),
+        save_seconds=clock.seconds() if clock.is_wall_clock else None,
+        best=recipe.checkpoint.best if has_evaluation else None,
+        better="lower" if recipe.checkpoint.best == "eval/loss" else "higher",
+    )
+
+
+def build_train_loader(
+    recipe: Recipe, data: Data, plan: Plan, world: World, placement: Placement, start: int, stop: int
+) -> TrainLoader:
+    lanes, window = resolve_shuffle(int(data.train.counts.sum()), recipe.data.lanes, recipe.data.window)
+    order = Order(data.train.counts, recipe.seed, lanes, window, recipe.data.shuffle)
+    mix = None
+    if recipe.mix.mixup or recipe.mix.cutmix:
+        off = recipe.mix.off.steps(plan.steps_per_epoch, stop) if recipe.mix.off is not None else None
+        mix = Mix(recipe.seed, recipe.mix.mixup, recipe.mix.cutmix, off)
+    return TrainLoader(
+        data.train,
+        order,
+        plan,
+        data.train_pipeline,
+        seed=recipe.seed,
+        rank=world.rank,
+        world=world.size,
+        micro=placement.micro,
+        start=start,
+        stop=stop,
+        threads=placement.data_threads,
+        max_bad=recipe.data.max_bad,
+        pixels=recipe.track.pixels,
+        mix=mix,
+        pin=placement.device.startswith("cuda"),
+    )
+
+
+def build_eval_loader(recipe: Recipe, data: Data, world: World, placement: Placement) -> EvalLoader:
+    assert data.evaluation is not None
+    batch = recipe.evaluate.batch if recipe.evaluate.batch != "auto" else max(placement.micro, 64)
+    return EvalLoader(
+        data.evaluation,
+        data.eval_pipeline,
+        batch=batch,
+        rank=world.rank,
+        world=world.size,
+        threads=placement.data_threads,
+        max_bad=recipe.data.max_bad,
+        pin=placement.device.startswith("cuda"),
+    )

@@ -1,0 +1,73 @@
+"""Evaluating a run's checkpoint on its own, after or beside training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from restrain.errors import UserError, WorldError
+from restrain.parallel.world import World
+from restrain.recipe import load
+from restrain.run import checkpoint
+from restrain.training import build, opening, placement
+from restrain.training.evaluate import evaluate
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``weights``: which ones of the checkpoint; ``what``: on which data."""
+
+    checkpoint: Path
+    weights: str
+    what: str
+    metrics: dict[str, float]
+
+
+def evaluate_run(path: Path, overrides: Sequence[str] = ()) -> Evaluation:
+    """Exact metrics of a run folder (its BEST, else its newest) or of one ``step-N`` folder, in this process."""
+    run, at = _locate(path)
+    resolved = load(str(run / "recipe.lock.yaml"), overrides)
+    recipe = resolved.recipe
+    world = World()
+    device = placement.device_of(recipe, world)
+    data = build.open_data(recipe)
+    if data.evaluation is None:
+        raise UserError(f"{path}: data.name={recipe.data.name} has no evaluation set here. Set data.eval to one.")
+    recipe = opening.settle_autos(recipe, build.resolved_autos(recipe, data, device), run / "recipe.lock.yaml")
+    where = placement.place(recipe, world, device, data.pixels)
+    torch.set_num_threads(where.threads)
+
+    reader = checkpoint.Reader(at)
+    plan = build.build_plan(recipe, data, [])
+    task = build.build_task(recipe, data, device)
+    state = build.build_state(recipe, task, plan, build.total_steps(recipe, plan), device)
+    state.restore_tensors(reader)
+    reader.close()
+    loader = build.build_eval_loader(recipe, data, world, where)
+    with state.ema.swap(task.model) if state.ema is not None else nullcontext():
+        metrics = evaluate(task, loader, device=device, number_format=recipe.precision)
+    return Evaluation(
+        at,
+        "EMA weights" if state.ema is not None else "weights",
+        f"{int(data.evaluation.counts.sum()):,} samples of data.name={recipe.data.name}",
+        {f"eval/{name}": value for name, value in metrics.items()},
+    )
+
+
+def _locate(path: Path) -> tuple[Path, Path]:
+    """(run folder, checkpoint) of a run folder or of one of its checkpoints."""
+    if (path / "recipe.lock.yaml").is_file():
+        best = checkpoint.pointed(path / "checkpoints", "BEST")
+        found = checkpoint.newest(path / "checkpoints")
+        at = best or found.path
+        if at is None:
+            raise WorldError(f"{path} has no checkpoint yet. {' '.join(found.problems)}".strip())
+        return path, at
+    run = path.resolve().parent.parent
+    if path.is_dir() and (run / "recipe.lock.yaml").is_file():
+        return run, path
+    raise UserError(f"{path} is neither a run folder nor a checkpoint in one (runs/.../checkpoints/step-N).")

@@ -1,0 +1,82 @@
+"""Where a run happens: device, micro-batch and threads, with ``auto`` resolved. None of it defines the run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from restrain.data.order import allowed_micro, check_micro
+from restrain.errors import UserError
+from restrain.parallel.world import World
+from restrain.recipe import Recipe
+
+# Below this many pixels a micro-batch, the threads of an operation cost more than they give (digits: 4,096 pixels,
+# 1.0 s on one thread against 2.5 s and more on two; CIFAR-10 at 128: 131,072 pixels gains from two).
+PIXELS_WORTH_THREADS = 32_768
+# Above this many pixels a group, a CPU is faster with one group a micro-batch (plain BatchNorm, and caches).
+PIXELS_WORTH_SPLITTING = 262_144
+
+
+@dataclass(frozen=True)
+class Placement:
+    """``micro``: rows a forward pass. ``threads``: torch's own, a process. ``data_threads``: of the loader."""
+
+    device: str
+    micro: int
+    threads: int
+    data_threads: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def device_of(recipe: Recipe, world: World) -> torch.device:
+    """The device of this rank. Raises UserError where the recipe wants a GPU and there is none, or too few."""
+    wanted = recipe.parallel.accelerator
+    count = torch.cuda.device_count() if wanted != "cpu" else 0
+    if wanted == "cuda" and not count:
+        raise UserError("parallel.accelerator=cuda: torch finds no CUDA device. Use auto or cpu, or another machine.")
+    if not count:
+        return torch.device("cpu")
+    if world.local_rank >= count:
+        raise UserError(
+            f"{world.local_size} processes on this node, but {count} CUDA device(s): one process a device. "
+            f"Set parallel.devices={count}."
+        )
+    return torch.device("cuda", world.local_rank)
+
+
+def place(recipe: Recipe, world: World, device: torch.device, pixels: int) -> Placement:
+    """Resolve micro-batch and threads. ``pixels``: height x width of a training image.
+
+    Raises UserError, naming the sizes that work, for a micro-batch that cannot be.
+    """
+    batch, group = recipe.batch.global_, recipe.batch.group
+    if recipe.batch.micro == "auto":
+        micro = _micro(batch, group, world.size, device, pixels)
+    else:
+        micro = recipe.batch.micro
+        check_micro(batch, group, world.size, micro)
+    cores = max(1, len(os.sched_getaffinity(0)) // world.local_size)
+    threads = recipe.parallel.threads
+    if threads == "auto":
+        threads = cores if device.type == "cuda" or micro * pixels >= PIXELS_WORTH_THREADS else 1
+    loaders = recipe.data.threads
+    if loaders == "auto":
+        loaders = 1 if pixels <= 64 * 64 else max(1, min(16, cores))
+    return Placement(str(device), micro, threads, loaders)
+
+
+def _micro(batch: int, group: int, world: int, device: torch.device, pixels: int) -> int:
+    allowed = allowed_micro(batch, group, world)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # A ResNet-50 under bf16 autocast keeps about 1.8 KB of activations a pixel; half the memory is left for the rest.
+        fits = [m for m in allowed if m * pixels * 2048 < free / 2]
+        return fits[-1] if fits else allowed[0]
+    if group * pixels >= PIXELS_WORTH_SPLITTING:
+        return group
+    return max([m for m in allowed if m * pixels <= PIXELS_WORTH_SPLITTING], default=allowed[0])

@@ -1,0 +1,108 @@
+"""What a run writes down of each step: ledger and journal lines, the mirror, the progress bar. Rank 0 alone has one."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from restrain.data.order import Plan
+from restrain.errors import WorldError
+from restrain.insight.progress import Progress
+from restrain.run import ledger
+from restrain.run.journal import Journal, number
+from restrain.run.mirrors import WandbMirror
+from restrain.training.vector import Reading
+
+
+class Recorder:
+    """Turns readings into lines.
+
+    Args:
+        journal, ledger_file: the two files.
+        plan: for the number of samples of a step.
+        every, seconds: step -> whether the journal has a line for it; or a line every so many seconds.
+        pixels: whether the ledger carries the pixel hash.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        ledger_file: Journal,
+        progress: Progress,
+        mirror: WandbMirror | None,
+        *,
+        plan: Plan,
+        every: Callable[[int], bool],
+        seconds: float | None = None,
+        pixels: bool = False,
+    ):
+        self.journal, self.ledger_file, self.progress, self.mirror = journal, ledger_file, progress, mirror
+        self.plan, self.every, self.seconds, self.pixels = plan, every, seconds, pixels
+        self.skipped = 0
+        self.last = self.last_line = time.perf_counter()
+
+    def resume_clock(self) -> None:
+        """Begin timing anew, so that an evaluation or a save does not count as a slow step."""
+        self.last = time.perf_counter()
+
+    def step(self, r: Reading) -> str:
+        """Write the step's ledger line, move the bar, and return its journal line (not yet written)."""
+        now = time.perf_counter()
+        seconds, self.last = now - self.last, now
+        batch = self.plan.segment(r.step - 1).batch
+        self.ledger_file.write(ledger.line(r.step, r.epoch, batch, r.hash, r.pixels if self.pixels else None))
+        loss, top1 = r.loss / batch, 100.0 * r.correct / batch
+        rate = batch / seconds if seconds > 0 else 0.0
+        wait = min(1.0, r.wait / seconds) if seconds > 0 else 0.0
+        if not (abs(r.loss) < float("inf") and abs(r.grad_norm) < float("inf")):
+            self.skipped += 1
+            self.progress.notice(
+                f"step {r.step}: loss {loss:g}, gradient norm {r.grad_norm:g}: the update was skipped, "
+                f"weights and optimizer are as before ({self.skipped} skipped so far)"
+            )
+        self.progress.update(step=r.step, epoch=r.epoch, loss=loss, accuracy=top1, wait=wait)
+        return (
+            f'{{"step": {r.step}, "epoch": {r.epoch}, "samples": {self.plan.seen(r.step)}, "wall": {time.time():.3f}, '
+            f'"train/loss": {number(loss)}, "train/top1": {number(top1)}, "train/lr": {number(r.lr)}, '
+            f'"train/grad_norm": {number(r.grad_norm)}, "train/samples_per_s": {rate:.1f}, '
+            f'"train/data_wait": {wait:.4f}}}'
+        )
+
+    def write(self, step: int, line: str, evaluation: Mapping[str, float] | None = None) -> None:
+        """Write a step's journal line, with its evaluation where it has one; others only at the recipe's cadence."""
+        if evaluation:
+            line = line[:-1] + "".join(f', "{name}": {number(value)}' for name, value in evaluation.items()) + "}"
+        elif not self.due(step):
+            return
+        self.journal.write(line)
+        if self.mirror is not None:
+            self.mirror.log(line)
+
+    def due(self, step: int) -> bool:
+        if self.seconds is None:
+            return self.every(step)
+        now = time.perf_counter()
+        if now - self.last_line < self.seconds:
+            return False
+        self.last_line = now
+        return True
+
+    def sync(self) -> None:
+        """Everything written so far is on the disk when this returns."""
+        self.ledger_file.sync()
+        self.journal.sync()
+
+    def close(self, keep_errors: bool = False) -> None:
+        """Write what is left and stop. ``keep_errors``: another error is being told; do not replace it."""
+        self.progress.close()
+        if self.mirror is not None:
+            self.mirror.close(exit_code=int(keep_errors))
+        for file in (self.ledger_file, self.journal):
+            with contextlib.suppress(*([WorldError] if keep_errors else [])):
+                file.close()
+
+    def tracker(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the mirror."""
+        return {} if self.mirror is None else {"id": self.mirror.run_id, "last_sent": self.mirror.last_sent}

@@ -1,0 +1,107 @@
+"""RunState: everything a checkpoint holds, and nothing else.
+
+A training step is a pure function of (recipe, interventions, step), so there is no loader state, no generator state and
+nothing that belongs to a rank: the tensors below, and a few numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from restrain.errors import WorldError
+from restrain.optim.ema import Ema
+from restrain.parallel.precision import LossScale
+from restrain.run.checkpoint import Reader, Slice
+
+VERSION = 1
+
+
+@dataclass
+class RunState:
+    """The state of a run after ``step`` optimizer steps.
+
+    ``interventions``: append-only list of ``{at_step, kind, ...}``, empty in a healthy run. ``evaluated_at``: the last
+    step whose evaluation finished. ``best``: ``{metric, value, step}``. ``held``: the journal line of a step whose
+    evaluation was interrupted; it is written once the evaluation has been repeated. ``tracker``: the wandb run's id and
+    the last step sent to it.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None = None
+    scaler: LossScale | None = None
+    step: int = 0
+    interventions: list[dict[str, Any]] = field(default_factory=list)
+    segments: list[dict[str, int]] = field(default_factory=list)
+    evaluated_at: int = 0
+    best: dict[str, Any] | None = None
+    held: dict[str, Any] | None = None
+    tracker: dict[str, Any] = field(default_factory=dict)
+    replaced: int = 0
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """``name|kind`` -> the live tensor: param, buffer, each optimizer state by its torch name, ema, scaler."""
+        tensors = {f"{name}|param": p for name, p in self.model.named_parameters()}
+        persistent = self.model.state_dict(keep_vars=True)
+        tensors.update({f"{name}|buffer": b for name, b in self.model.named_buffers() if name in persistent})
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        for p, slots in self.optimizer.state.items():
+            tensors.update({f"{names[id(p)]}|{slot}": t for slot, t in slots.items() if isinstance(t, Tensor)})
+        if self.ema is not None:
+            tensors.update({f"{name}|ema": t for name, t in self.ema.tensors().items()})
+        if self.scaler is not None:
+            tensors.update(self.scaler.tensors())
+        return tensors
+
+    def tensors(self, rank: int = 0) -> dict[str, Slice]:
+        """This rank's share of a checkpoint. Replicated layouts: rank 0 holds everything, the others nothing."""
+        if rank:
+            return {}
+        named = self.named_tensors()
+        return {name: Slice(t.detach(), tuple(t.shape), (0,) * t.ndim) for name, t in named.items()}
+
+    def scalars(self) -> dict[str, Any]:
+        """The JSON part of a checkpoint."""
+        return {
+            "version": VERSION,
+            "step": self.step,
+            "interventions": self.interventions,
+            "segments": self.segments,
+            "evaluated_at": self.evaluated_at,
+            "best": self.best,
+            "held": self.held,
+            "tracker": self.tracker,
+            "replaced": self.replaced,
+        }
+
+    def restore(self, reader: Reader) -> None:
+        """Take over a checkpoint, in place: every live tensor must be there, with its shape.
+
+        Values are copied *into* the live tensors because fused optimizers silently go wrong when the strides of a
+        restored momentum differ from those of its parameter (channels-last weights, contiguous files).
+        """
+        scalars = reader.scalars
+        if scalars.get("version") != VERSION:
+            raise WorldError(
+                f"The checkpoint {reader.path} has version {scalars.get('version')} of the run state; this Restrain "
+                f"reads version {VERSION}. Continue the run with the Restrain that wrote it (named in its run.json)."
+            )
+        self.restore_tensors(reader)
+        for name in scalars.keys() - {"version"}:
+            setattr(self, name, scalars[name])
+
+    def restore_tensors(self, reader: Reader) -> None:
+        for name, tensor in self.named_tensors().items():
+            reader.read_into(name, tensor.detach(), (0,) * tensor.ndim)
+        self.check_strides()
+
+    def check_strides(self) -> None:
+        """Optimizer moments have the strides of their parameters; anything else is a bug that trains wrongly."""
+        for p, slots in self.optimizer.state.items():
+            for slot, t in slots.items():
+                if isinstance(t, Tensor) and t.shape == p.shape and t.ndim and t.stride() != p.stride():
+                    raise AssertionError(f"optimizer state {slot} has strides {t.stride()}, its parameter {p.stride()}")

@@ -1,0 +1,231 @@
+"""One optimizer step of a run, from its micro-batches to the committed update. The hot path: read it first.
+
+B rows of a global batch; a rank has B / world of them, in micro-batches of whole groups.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from restrain import draws
+from restrain.data import mix
+from restrain.data.loader import MicroBatch, StepBatch
+from restrain.data.order import Plan
+from restrain.draws import Purpose
+from restrain.models.norm import StagedStatistics
+from restrain.models.residual import named_joins, set_factors
+from restrain.parallel import precision
+from restrain.parallel.world import World
+from restrain.run import ledger
+from restrain.survival import signals
+from restrain.training.border import Border
+from restrain.training.classify import Classify
+from restrain.training.state import RunState
+from restrain.training.vector import StepVector
+
+DDP_OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters  # torch 2.13 renamed one of them
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What a step needs to know of the recipe. ``factor``: step (0-based) -> what the base learning rates are times."""
+
+    seed: int
+    micro: int
+    classes: int
+    precision: str
+    factor: Callable[[int], float]
+    clip: float | None = None
+
+
+class Run(L.LightningModule):
+    """Drives a task through a run: manual optimisation, one Lightning batch an optimizer step.
+
+    Lightning sees one epoch of the remaining steps. Everything between two steps (journal, evaluation, checkpoints,
+    leaving) is :class:`restrain.training.border.Border`'s.
+    """
+
+    def __init__(
+        self, task: Classify, state: RunState, plan: Plan, world: World, border: Border, settings: StepSettings
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        self.task, self.state, self.plan, self.world, self.border, self.settings = (
+            task,
+            state,
+            plan,
+            world,
+            border,
+            settings,
+        )
+        self.net: torch.nn.Module = task.model
+        self.place = next(task.model.parameters()).device
+        self.statistics = StagedStatistics(task.model)
+        self.trained = [p for p in task.model.parameters() if p.requires_grad]
+        self.vector = StepVector(self.place, world.size)
+        joins = [(name, join) for name, join in named_joins(task.model)]
+        self.drop_rates = np.array([join.rate for _, join in joins])
+        self.join_keys = np.array([draws.name_key(name) for name, _ in joins], np.uint64)
+
+    # ----------------------------------------------------------------------------------------------- Lightning's hooks
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.state.optimizer
+
+    def transfer_batch_to_device(self, batch: StepBatch | None, device: torch.device, dataloader_idx: int) -> Any:
+        return batch  # each micro-batch moves in its own turn, in the step
+
+    def on_train_start(self) -> None:
+        signals.reinstall()
+        self.border.begin(self)
+
+    def training_step(self, batch: StepBatch | None, batch_idx: int) -> None:
+        if batch is not None:  # None: nothing is left to train, only what the last border still has to do
+            self.step(batch)
+
+    def on_train_batch_end(self, outputs: Any, batch: StepBatch | None, batch_idx: int) -> None:
+        if self.border.after_step(self):
+            self.trainer.should_stop = True
+
+    def share_gradients(self) -> None:
+        """Average gradients over ranks, with DDP around the network: one Lightning batch holds several micro-batches,
+        of which the last alone reduces, so DDP cannot be around this module."""
+        devices = [self.place] if self.place.type == "cuda" else None
+        # No buffer is ever sent: running statistics are equal on all ranks, drop factors must differ.
+        quiet = "forward_sync_buffers" if "forward_sync_buffers" in DDP_OPTIONS else "broadcast_buffers"
+        self.net = DistributedDataParallel(
+            self.task.model, device_ids=devices, gradient_as_bucket_view=True, **{quiet: False}
+        )
+
+    def rehearse(self, images: Tensor) -> None:
+        """One forward and backward pass that changes nothing, before the first step.
+
+        DDP orders its buckets anew after its first backward pass, so without this the first step after a resume would
+        add gradients in another order than the same step of an unbroken run.
+        """
+        if self.world.size == 1:
+            return
+        with precision.autocast(self.settings.precision, self.place):
+            self.net(self.task.normalise(images)).float().sum().backward()
+        for p in self.trained:
+            p.grad = None
+        self.statistics.discard()
+
+    # ------------------------------------------------------------------------------------------------------- the step
+
+    def step(self, batch: StepBatch) -> None:
+        """Train one optimizer step on this rank's micro-batches."""
+        state, settings, world = self.state, self.settings, self.world
+        step = state.step
+        epoch, parts = self.plan.local(step, world.rank, world.size, settings.micro)
+        if batch.step != step or len(batch.micros) != len(parts):
+            raise AssertionError(f"the loader handed over step {batch.step} for step {step}")
+        for p in self.trained:
+            p.grad = None
+        loss = correct = torch.zeros((), dtype=torch.float64, device=self.place)
+        rows_here = len(parts) * settings.micro
+        hash_, pixels = 0, 0
+        for number, (micro, (first, positions)) in enumerate(zip(batch.micros, parts, strict=True)):
+            micro_loss, micro_correct = self.micro_step(micro, step, first, rows_here, number == len(parts) - 1)
+            loss, correct = loss + micro_loss, correct + micro_correct
+            # Positions come from the plan, never from the loader: a row in the wrong place changes the hash.
+            hash_ += ledger.row_sum(micro.prefix, epoch, positions)
+            if micro.pixels is not None:
+                pixels += ledger.pixel_sum(micro.pixels, epoch, positions)
+        if batch.replaced:
+            self.border.replaced(step + 1, batch.replaced)
+            state.replaced += len(batch.replaced)
+        vector = self.vector.reduce(
+            loss,
+            correct,
+            [batch.wait, len(batch.replaced), *self.border.asks(), signals.encode(signals.flag())],
+            hash_ & draws.MASK,
+            pixels & draws.MASK,
+        )
+        lr = self.update(step, vector)
+        state.step = step + 1
+        self.vector.keep(state.step, epoch, lr, vector)
+
+    def micro_step(self, micro: MicroBatch, step: int, first: int, rows_here: int, last: bool) -> tuple[Tensor, Tensor]:
+        """Forward and backward of one micro-batch; (sum of row losses, number of correct rows), on the device."""
+        images = micro.images.to(self.place, non_blocking=True)
+        labels = micro.labels.to(self.place, non_blocking=True)
+        if self.drop_rates.any():
+            set_factors(self.task.model, self.drop_factors(step, first, len(labels)))
+        reduce_later = not last and isinstance(self.net, DistributedDataParallel)
+        with self.net.no_sync() if reduce_later else nullcontext():  # pyright: ignore
+            with precision.autocast(self.settings.precision, self.place):
+                inputs, target = self.task.normalise(images), labels
+                if micro.mix is not None:
+                    soft = F.one_hot(labels, self.settings.classes).to(inputs.dtype)
+                    inputs, target = mix.apply(inputs, soft, micro.mix)
+                logits = self.net(inputs)
+            rows = self.task.rows(logits, target)
+            # DDP averages over ranks, so dividing by this rank's rows gives the mean over the global batch.
+            loss = rows.sum() / rows_here
+            if self.state.scaler is not None:
+                loss = loss * self.state.scaler.scale
+            loss.backward()
+        self.statistics.accumulate()
+        return rows.detach().sum(dtype=torch.float64), (logits.detach().argmax(-1) == labels).sum()
+
+    def drop_factors(self, step: int, first: int, rows: int) -> Tensor:
+        """Keep-and-scale factors of the joins' branches, [joins, rows]: 0 or 1 / (1 - rate) (Huang et al. 2016)."""
+        keys = draws.extend(
+            draws.mix(self.settings.seed, Purpose.DROP_PATH, step),
+            self.join_keys[:, None],
+            np.arange(first, first + rows),
+        )
+        rates = self.drop_rates[:, None]
+        factors = np.where(draws.uniform(keys) >= rates, 1.0 / (1.0 - rates), 0.0)
+        return torch.from_numpy(factors).to(self.place, precision.dtype_of_weights(self.settings.precision))
+
+    @torch.no_grad()
+    def update(self, step: int, vector: Tensor) -> float:
+        """Clip, guard and commit the step; returns the learning rate.
+
+        The guard: a loss or gradient norm that is not finite leaves weights, optimizer state, EMA and statistics as
+        they were, decided on the device, so the host never waits to know.
+        """
+        state, statistics = self.state, self.statistics
+        gradients = [p.grad for p in self.trained if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        scale = None
+        if state.scaler is not None:
+            scale = 1.0 / state.scaler.scale
+            norm = norm * scale
+        if self.settings.clip is not None:
+            coefficient = (self.settings.clip / (norm + 1e-6)).clamp(max=1.0)
+            scale = coefficient if scale is None else scale * coefficient
+        if scale is not None:
+            torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
+        vector[2] = norm
+        ok = torch.isfinite(vector[0] + vector[2])
+        found_inf = (~ok).float()
+
+        factor = self.settings.factor(step)
+        for group in state.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        state.optimizer.found_inf = found_inf  # pyright: ignore[reportAttributeAccessIssue]
+        state.optimizer.step()
+        if statistics.norms:
+            if self.world.size > 1:
+                torch.distributed.all_reduce(statistics.sums)
+            segment = self.plan.segment(step)
+            statistics.commit(segment.batch // segment.group, ok)
+        if state.ema is not None:
+            state.ema.update(step, ok)
+        if state.scaler is not None:
+            state.scaler.update(found_inf)
+        return state.optimizer.param_groups[0]["lr"]
