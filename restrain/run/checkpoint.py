@@ -341,7 +341,7 @@ def pointed(folder: Path, name: str) -> Path | None:
     return path if re.fullmatch(r"step-\d+", target) and path.is_dir() else None
 
 
-def clean(folder: Path, attempt: int, found: Found | None = None) -> None:
+def clean(folder: Path, attempt: int, found: Found | None = None) -> Found | None:
     """Remove what killed attempts left, and put right what a kill interrupted. For the lease's holder, at a start.
 
     Args:
@@ -350,13 +350,16 @@ def clean(folder: Path, attempt: int, found: Found | None = None) -> None:
         found: what :func:`newest` returned: it takes its own name back if it was set aside, and LATEST (BEST, if it
             was saved as the best) name it.
 
+    Returns:
+        ``found`` with the path that it has now.
+
     Raises:
         WorldError: the folder cannot be changed.
     """
     folder = Path(folder)
     try:
-        if found is not None and found.path is not None:
-            _settle(folder, found.step or 0, found.path)
+        if found is not None and found.path is not None and found.step is not None:
+            found = Found(found.step, _settle(folder, found.step, found.path), found.problems)
         for path in folder.iterdir():
             match = TEMPORARY.fullmatch(path.name)
             if ASIDE.fullmatch(path.name) or (match and int(match[1]) != attempt):
@@ -364,9 +367,10 @@ def clean(folder: Path, attempt: int, found: Found | None = None) -> None:
         remove_temporaries(folder)
     except OSError as error:
         raise world_error("clean up the checkpoints", folder, error, "then start again") from None
+    return found
 
 
-def _settle(folder: Path, step: int, path: Path) -> None:
+def _settle(folder: Path, step: int, path: Path) -> Path:
     final = folder / f"step-{step}"
     if path != final:  # killed between setting it aside and renaming its successor
         if final.exists():
@@ -378,3 +382,4 @@ def _settle(folder: Path, step: int, path: Path) -> None:
         best = pointed(folder, "BEST")
         if read_manifest(final)["best"] and (best is None or int(best.name[5:]) < step):
             point(folder, "BEST", step)
+    return final
