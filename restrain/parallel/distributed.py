@@ -37,6 +37,18 @@ def leave(world: World) -> None:
         dist.destroy_process_group()
 
 
+def explained(error: RuntimeError, world: World) -> Exception:
+    """A collective that failed because another rank is gone, in words; any other error as it is."""
+    said = str(error)
+    lost = any(sign in said for sign in ("Connection closed by peer", "Connection reset", "NCCL", "Broken pipe"))
+    if world.size == 1 or not lost:
+        return error
+    return WorldError(
+        f"Rank {world.rank} lost the connection to another rank, whose own message says why it left. Nothing is wrong "
+        f"with this one; the same command with the same --run goes on from the last checkpoint."
+    )
+
+
 class Told:
     """What rank 0 has to say to the others before the first collective: over the store, as JSON, never pickled."""
 

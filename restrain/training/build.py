@@ -91,12 +91,10 @@ def resolved_autos(recipe: Recipe, data: Data, device: torch.device) -> dict[str
     """What each defining ``auto`` of a recipe becomes on this device with these data."""
     samples = int(data.train.counts.sum())
     lanes, window = resolve_shuffle(samples, recipe.data.lanes, recipe.data.window)
-    return {
-        "precision": precision.resolve(recipe.precision, device),
-        "data.decode": resolve_decoder(recipe.data.decode)[0],
-        "data.lanes": lanes,
-        "data.window": window,
-    }
+    found = {"precision": precision.resolve(recipe.precision, device), "data.lanes": lanes, "data.window": window}
+    if recipe.data.name != "digits":  # which are arrays, not files
+        found["data.decode"] = resolve_decoder(recipe.data.decode)[0]
+    return found
 
 
 def identity(name: str, recipe: Recipe, data: Data) -> dict[str, Any]:

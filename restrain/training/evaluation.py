@@ -37,7 +37,9 @@ def evaluate_run(path: Path, overrides: Sequence[str] = ()) -> Evaluation:
     data = build.open_data(recipe)
     if data.evaluation is None:
         raise UserError(f"{path}: data.name={recipe.data.name} has no evaluation set here. Set data.eval to one.")
-    recipe = opening.settle_autos(recipe, build.resolved_autos(recipe, data, device), run / "recipe.lock.yaml")
+    recipe = opening.settle(
+        recipe, opening.autos(recipe, build.resolved_autos(recipe, data, device), run / "recipe.lock.yaml")
+    )
     where = placement.place(recipe, world, device, data.pixels)
     torch.set_num_threads(where.threads)
 

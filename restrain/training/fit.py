@@ -68,8 +68,8 @@ def fit(
     data = _open_data(recipe, told, quiet)
 
     folder = RunFolder(path)
-    lock = folder.lock_file if folder.exists() else None
-    recipe = opening.settle_autos(recipe, build.resolved_autos(recipe, data, device), lock)
+    resolved_autos = build.resolved_autos(recipe, data, device)
+    recipe = opening.settle(recipe, told.first_rank(lambda: opening.autos(recipe, resolved_autos, folder.lock_file)))
     distributed.refuse_unequal(world, hashlib.sha256(to_yaml(recipe).encode()).hexdigest())
     where = placement.place(recipe, world, device, data.pixels)
     torch.set_num_threads(where.threads)
@@ -82,6 +82,8 @@ def fit(
             return Result(0, "finished", opened.step, folder.read_info().get("metrics", {}))
         folder.join_attempt(opened.attempt)
         return _train(recipe, folder, lease, world, device, where, data, opened, quiet)
+    except RuntimeError as error:
+        raise distributed.explained(error, world) from error
     finally:
         if lease is not None:
             lease.release()
@@ -268,11 +270,11 @@ def _announce(recipe, folder, plan, total, data, where, world, opened, state) ->
     accumulation = recipe.batch.global_ // world.size // where.micro
     lines = [
         f"run folder {folder.path}",
-        f"{recipe.model.name}, join {recipe.model.join.name}, {recipe.precision} on {world.size} x {where.device.partition(':')[0]}, "
-        f"{where.threads} thread(s)",
+        f"{recipe.model.name}, join {recipe.model.join.name}, {recipe.precision} on {world.size} x "
+        f"{where.device.partition(':')[0]}, {where.threads} thread(s)",
         f"{samples:,} training samples, {evaluated}",
-        f"{total:,} steps of {recipe.batch.global_} ({world.size} process(es) x {accumulation} micro-batch(es) of {where.micro}, "
-        f"groups of {recipe.batch.group})",
+        f"{total:,} steps of {recipe.batch.global_} ({world.size} process(es) x {accumulation} micro-batch(es) of "
+        f"{where.micro}, groups of {recipe.batch.group})",
     ]
     if state.step:
         lines.append(f"attempt {opened.attempt}: going on after step {state.step} of {total}")

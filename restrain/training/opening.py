@@ -62,15 +62,17 @@ def _show(value: Any) -> str:
     return str(value)
 
 
-def settle_autos(recipe: Recipe, resolved: Mapping[str, Any], lock: Path | None) -> Recipe:
-    """Replace each defining ``auto`` by what the run's lock has, or, for a new run, by ``resolved``.
+def autos(recipe: Recipe, resolved: Mapping[str, Any], lock: Path) -> dict[str, Any]:
+    """What each defining ``auto`` of a recipe becomes: the lock's value where a run exists, else ``resolved``'s."""
+    locked = load(str(lock)).recipe if lock.is_file() else None
+    mine = {key: value for key, value in resolved.items() if _get(recipe, key) == "auto"}
+    return {key: _get(locked, key) if locked is not None else value for key, value in mine.items()}
 
-    ``resolved``: dotted key -> value for this machine and data.
-    """
-    locked = load(str(lock)).recipe if lock is not None else None
-    for key, value in resolved.items():
-        if _get(recipe, key) == "auto":
-            recipe = _set(recipe, key.split("."), _get(locked, key) if locked is not None else value)
+
+def settle(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """The recipe with dotted keys replaced."""
+    for key, value in values.items():
+        recipe = _set(recipe, key.split("."), value)
     return recipe
 
 

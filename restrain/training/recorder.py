@@ -49,8 +49,7 @@ class Recorder:
 
     def step(self, r: Reading) -> str:
         """Write the step's ledger line, move the bar, and return its journal line (not yet written)."""
-        now = time.perf_counter()
-        seconds, self.last = now - self.last, now
+        seconds, self.last = r.ended - self.last, r.ended
         batch = self.plan.segment(r.step - 1).batch
         self.ledger_file.write(ledger.line(r.step, r.epoch, batch, r.hash, r.pixels if self.pixels else None))
         loss, top1 = r.loss / batch, 100.0 * r.correct / batch
@@ -73,7 +72,14 @@ class Recorder:
     def write(self, step: int, line: str, evaluation: Mapping[str, float] | None = None) -> None:
         """Write a step's journal line, with its evaluation where it has one; others only at the recipe's cadence."""
         if evaluation:
-            line = line[:-1] + "".join(f', "{name}": {number(value)}' for name, value in evaluation.items()) + "}"
+            line = (
+                line[:-1]
+                + "".join(
+                    f', "{name}": {value if isinstance(value, int) else number(value)}'
+                    for name, value in evaluation.items()
+                )
+                + "}"
+            )
         elif not self.due(step):
             return
         self.journal.write(line)

@@ -6,6 +6,7 @@ host one step late: by then its copy has arrived, and nothing waits for the devi
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass
 
@@ -41,6 +42,7 @@ class Reading:
     flag: Flag  # the highest signal that any rank received
     hash: int
     pixels: int
+    ended: float  # the host's clock (perf_counter) when the step had been issued
 
     @property
     def leaving(self) -> bool:
@@ -52,7 +54,7 @@ class StepVector:
 
     def __init__(self, device: torch.device, world: int):
         self.device, self.world = device, world
-        self.pending: deque[tuple[int, int, float, Tensor, torch.cuda.Event | None]] = deque()
+        self.pending: deque[tuple[int, int, float, float, Tensor, torch.cuda.Event | None]] = deque()
         self.cuda = device.type == "cuda"
         self.buffers = [torch.empty(WIDTH, dtype=torch.float64, pin_memory=self.cuda) for _ in range(2 * IN_FLIGHT)]
         self.turn = 0
@@ -85,13 +87,13 @@ class StepVector:
             event = torch.cuda.Event()
             event.record()
             vector = host
-        self.pending.append((step, epoch, lr, vector, event))
+        self.pending.append((step, epoch, lr, time.perf_counter(), vector, event))
 
     def read(self, leave: int = 0) -> list[Reading]:
         """Readings of all but the newest ``leave`` kept steps, oldest first."""
         readings = []
         while len(self.pending) > leave:
-            step, epoch, lr, vector, event = self.pending.popleft()
+            step, epoch, lr, ended, vector, event = self.pending.popleft()
             if event is not None:
                 event.synchronize()
             v = vector.tolist()
@@ -107,6 +109,7 @@ class StepVector:
                     signals.decode(v[7]),
                     ledger.from_limbs(v[HASHES : HASHES + 4]),
                     ledger.from_limbs(v[HASHES + 4 :]),
+                    ended,
                 )
             )
         return readings
