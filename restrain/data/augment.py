@@ -141,13 +141,13 @@ class Flip:
         self.p = p
 
     def params(self, key: int, height: int, width: int) -> tuple[bool]:
-        return (draws.uniform(draws.extend_key(key, 0)) < self.p,)
+        return (bool(draws.uniform(draws.extend_key(key, 0)) < self.p),)
 
     def apply(self, image: np.ndarray, params: Params) -> np.ndarray:
         return image[:, ::-1] if params[0] else image
 
     def batch(self, batch: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        flipped = draws.uniform(draws.extend(keys, 0)) < self.p
+        flipped = np.asarray(draws.uniform(draws.extend(keys, 0)) < self.p)
         return np.where(flipped[:, None, None, None], batch[:, :, ::-1], batch)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ class DigitsSource:
         """split: ``train`` (1,437 images) or ``eval`` (360, the same whatever the seed). classes: of the model."""
         from sklearn.datasets import load_digits  # 0.3 s
 
-        data = load_digits()
+        data: Any = load_digits()
         images = np.rint(data.images * (255 / 16)).astype(np.uint8)[..., None]
         labels = data.target.astype(np.int64)
         chosen = held_out(labels) == (split == "eval")

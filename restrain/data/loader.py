@@ -7,10 +7,8 @@ rank, world, step); what is in them, of the row's key. Threads only decide when.
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,115 +16,18 @@ import torch
 from restrain import draws
 from restrain.data import mix as mixing
 from restrain.data.augment import Pipeline
-from restrain.data.images import DecodeError
+from restrain.data.batches import Bad, EvalBatch, MicroBatch, Replaced, StepBatch, pixel_crcs
+from restrain.data.filling import Buffer, Job, batched, check_budget, chunk_rows, make_slots, read_into
 from restrain.data.order import Order, Plan, check_micro, check_world
 from restrain.data.reader import ArraySource, BadSample, Sample, Source
 from restrain.data.ring import Ring
 from restrain.draws import Purpose
-from restrain.errors import RestrainError, WorldError
+from restrain.errors import WorldError
+
+__all__ = ["Bad", "EvalBatch", "EvalLoader", "MicroBatch", "Replaced", "StepBatch", "TrainLoader", "pixel_crcs"]
 
 TRIES = 8  # replacements tried for one bad sample
-MIN_BAD = 10  # bad samples that are always allowed
-READ_AHEAD_BYTES = 256 << 20
 BLOCK = 4096  # positions planned at once: the cost of small steps is numpy's calls, not their length
-
-
-@dataclass(frozen=True)
-class Replaced:
-    """A bad sample (shard, j) and the ``used_j`` of the same shard that took its place."""
-
-    shard: int
-    j: int
-    key: str
-    reason: str
-    used_j: int
-
-
-@dataclass(frozen=True)
-class Bad:
-    """A sample that evaluation left out."""
-
-    shard: int
-    j: int
-    key: str
-    reason: str
-
-
-@dataclass
-class MicroBatch:
-    """Rows ``row`` to ``row + b`` of the step's canonical list.
-
-    images: uint8 [b, C, H, W], channels-last; labels: int64 [b]. Both are views of a buffer that is reused: valid until
-    the step two later is asked for. prefix: uint64 [b], mix(shard, j, crc), the ledger's row hash without (epoch,
-    position). pixels: uint64 [b], CRC-32 of the rows as handed over, or None.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    row: int
-    mix: mixing.MixDraw | None
-    prefix: np.ndarray
-    pixels: np.ndarray | None
-
-
-@dataclass
-class StepBatch:
-    """What one rank trains in one optimizer step. wait: seconds that the consumer waited for it."""
-
-    step: int
-    epoch: int
-    micros: list[MicroBatch]
-    wait: float
-    replaced: list[Replaced]
-
-
-@dataclass
-class EvalBatch:
-    """images: uint8 [b, C, H, W], channels-last; labels: int64 [b]; valid: bool [b], false for padding and undecodable
-    images; index: int64 [b], global number of the sample. Views of a buffer that is reused, as in `MicroBatch`."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    valid: torch.Tensor
-    index: torch.Tensor
-    bad: list[Bad] = field(default_factory=list)
-
-
-class _Buffer:
-    """One slot of a ring: rows of images and labels, as torch tensors and as numpy views of the same memory."""
-
-    def __init__(self, rows: int, pipeline: Pipeline, pin: bool):
-        size, _, channels = pipeline.shape
-        stored = torch.empty((rows, size, size, channels), dtype=torch.uint8, pin_memory=pin)
-        self.images = stored.permute(0, 3, 1, 2)  # NCHW in shape, NHWC in memory: channels-last
-        self.labels = torch.empty(rows, dtype=torch.int64, pin_memory=pin)
-        self.image_rows, self.label_rows = stored.numpy(), self.labels.numpy()
-
-
-@dataclass
-class _Job:
-    """Rows to fill: which samples, with which keys; and what filling found out."""
-
-    step: int
-    epoch: int
-    shard: np.ndarray  # int64 [rows]
-    j: np.ndarray  # int64 [rows]
-    keys: np.ndarray  # uint64 [rows]
-    prefix: np.ndarray = field(init=False)  # uint64 [rows]
-    index: np.ndarray | None = None  # int64 [rows], in evaluation
-    valid: np.ndarray | None = None  # bool [rows], in evaluation
-    mixes: list[mixing.MixDraw | None] = field(default_factory=list)  # one a micro-batch
-    events: list[tuple[int, Any]] = field(default_factory=list)  # (row, Replaced or Bad), in the order of arrival
-
-    def __post_init__(self):
-        self.prefix = np.empty(len(self.shard), np.uint64)
-
-    @property
-    def rows(self) -> int:
-        return len(self.shard)
-
-    def sorted_events(self) -> list[Any]:
-        return [event for _, event in sorted(self.events, key=lambda pair: pair[0])]
 
 
 class TrainLoader:
@@ -164,7 +65,7 @@ class TrainLoader:
         self.seed, self.rank, self.world, self.micro = seed, rank, world, micro
         self.start, self.stop, self.threads = start, stop, max(1, threads)
         self.max_bad, self.pixels, self.mix, self.pin = max_bad, pixels, mix, pin
-        self._ring: Ring[_Job, _Buffer] | None = None
+        self._ring: Ring[Job, Buffer] | None = None
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -172,9 +73,9 @@ class TrainLoader:
     def __iter__(self) -> Iterator[StepBatch]:
         self.close()
         rows = max(segment.batch for segment in self.plan.segments) // self.world
-        slots = _slots(rows, self.pipeline, self.pin, len(self))
-        fill = self._fill_batch if _batched(self.source, self.pipeline) else self._fill_rows
-        chunk = rows if fill == self._fill_batch else _chunk(rows, self.threads)
+        slots = make_slots(rows, self.pipeline, self.pin, len(self))
+        fill = self._fill_batch if batched(self.source, self.pipeline) else self._fill_rows
+        chunk = rows if fill == self._fill_batch else chunk_rows(rows, self.threads)
         ring = self._ring = Ring(self._jobs(), slots, fill, self.threads, chunk)
         seen = bad = 0
         try:
@@ -186,7 +87,7 @@ class TrainLoader:
                     return
                 batch = self._hand_over(job, slot, time.perf_counter() - asked)
                 seen, bad = seen + job.rows, bad + len(batch.replaced)
-                _check_budget(bad, seen, self.max_bad, batch.replaced, "replaced")
+                check_budget(bad, seen, self.max_bad, batch.replaced, "replaced")
                 yield batch
         finally:
             ring.close()
@@ -197,7 +98,7 @@ class TrainLoader:
             self._ring.close()
             self._ring = None
 
-    def _jobs(self) -> Iterator[_Job]:
+    def _jobs(self) -> Iterator[Job]:
         """The rank's rows of each step, planned many steps at a time."""
         step = self.start
         while step < self.stop:
@@ -207,7 +108,7 @@ class TrainLoader:
             shard, j = self.order(epoch, positions)
             keys = draws.extend(draws.key(self.seed, Purpose.AUGMENT, epoch), positions, 0)  # copy 0
             for i in range(count):
-                yield _Job(step + i, epoch, shard[i], j[i], keys[i], mixes=self._mixes(step + i))
+                yield Job(step + i, epoch, shard[i], j[i], keys[i], mixes=self._mixes(step + i))
             step += count
 
     def _mixes(self, step: int) -> list[mixing.MixDraw | None]:
@@ -220,25 +121,25 @@ class TrainLoader:
         group, size = segment.group, self.pipeline.shape[:2]
         return [mixing.draw(self.mix, step, row // group, self.micro // group, group, size) for row in firsts]
 
-    def _fill_batch(self, job: _Job, slot: _Buffer, first: int, last: int) -> None:
+    def _fill_batch(self, job: Job, slot: Buffer, first: int, last: int) -> None:
         part = slice(first, last)
         stored, slot.label_rows[part], crc = cast(ArraySource, self.source).rows(job.shard[part], job.j[part])
         self.pipeline.batch(stored, job.keys[part], slot.image_rows[part])
         job.prefix[part] = draws.mix(job.shard[part], job.j[part], crc)
 
-    def _fill_rows(self, job: _Job, slot: _Buffer, first: int, last: int) -> None:
+    def _fill_rows(self, job: Job, slot: Buffer, first: int, last: int) -> None:
         for row in range(first, last):
             sample, used = self._usable(job, row, slot.image_rows[row])
             slot.label_rows[row] = sample.label
             job.prefix[row] = draws.key(int(job.shard[row]), used, sample.crc)
 
-    def _usable(self, job: _Job, row: int, out: np.ndarray) -> tuple[Sample, int]:
+    def _usable(self, job: Job, row: int, out: np.ndarray) -> tuple[Sample, int]:
         """The row's sample, or the next of its shard that is good: a function of (shard, j), the same on any world."""
         shard, j, key = int(job.shard[row]), int(job.j[row]), int(job.keys[row])
         first: BadSample | None = None
         for used in ((j + t) % int(self.source.counts[shard]) for t in range(TRIES + 1)):
             try:
-                sample = _read_into(self.source, self.pipeline, shard, used, key, out)
+                sample = read_into(self.source, self.pipeline, shard, used, key, out)
             except BadSample as error:
                 first = first or error
                 continue
@@ -246,11 +147,11 @@ class TrainLoader:
                 job.events.append((row, Replaced(shard, j, first.key, first.reason, used)))
             return sample, used
         raise WorldError(
-            f"No usable sample: {first}; and the {TRIES} samples after it are bad too. Restore {self.source.names[shard]} "
-            f"from its origin, or leave it out of the data set."
+            f"No usable sample: {first}; and the {TRIES} samples after it are bad too. Restore "
+            f"{self.source.names[shard]} from its origin, or leave it out of the data set."
         )
 
-    def _hand_over(self, job: _Job, slot: _Buffer, wait: float) -> StepBatch:
+    def _hand_over(self, job: Job, slot: Buffer, wait: float) -> StepBatch:
         first = self.rank * job.rows
         micros = []
         for i, mixed in enumerate(job.mixes):
@@ -286,24 +187,25 @@ class EvalLoader:
         self.max_bad = max_bad
         self.samples = int(source.counts.sum())
         self._starts = np.concatenate(([0], np.cumsum(source.counts)))
-        self._slots = _slots(batch, pipeline, pin, len(self))
-        self._ring: Ring[_Job, _Buffer] | None = None
+        self._slots = make_slots(batch, pipeline, pin, len(self))
+        self._ring: Ring[Job, Buffer] | None = None
 
     def __len__(self) -> int:
         return -(-self.samples // (self.world * self.batch))
 
     def __iter__(self) -> Iterator[EvalBatch]:
         self.close()
-        fill = self._fill_batch if _batched(self.source, self.pipeline) else self._fill_rows
-        chunk = self.batch if fill == self._fill_batch else _chunk(self.batch, self.threads)
+        fill = self._fill_batch if batched(self.source, self.pipeline) else self._fill_rows
+        chunk = self.batch if fill == self._fill_batch else chunk_rows(self.batch, self.threads)
         ring = self._ring = Ring(self._jobs(), self._slots, fill, self.threads, chunk)
         bad = 0
         try:
             for job, slot in ring:
-                assert job.index is not None and job.valid is not None
+                assert job.index is not None
+                assert job.valid is not None
                 events = job.sorted_events()
                 bad += len(events)
-                _check_budget(bad, self.samples, self.max_bad, events, "left out of the evaluation")
+                check_budget(bad, self.samples, self.max_bad, events, "left out of the evaluation")
                 valid, index = torch.from_numpy(job.valid), torch.from_numpy(job.index)
                 yield EvalBatch(slot.images, slot.labels, valid, index, events)
         finally:
@@ -315,25 +217,25 @@ class EvalLoader:
             self._ring.close()
             self._ring = None
 
-    def _jobs(self) -> Iterator[_Job]:
+    def _jobs(self) -> Iterator[Job]:
         for number in range(len(self)):
             index = (number * self.world + self.rank) * self.batch + np.arange(self.batch, dtype=np.int64)
             valid, index = index < self.samples, np.minimum(index, self.samples - 1)
             shard = np.searchsorted(self._starts, index, side="right") - 1
             keys = np.zeros(self.batch, np.uint64)  # nothing is drawn
-            yield _Job(number, 0, shard, index - self._starts[shard], keys, index=index, valid=valid)
+            yield Job(number, 0, shard, index - self._starts[shard], keys, index=index, valid=valid)
 
-    def _fill_batch(self, job: _Job, slot: _Buffer, first: int, last: int) -> None:
+    def _fill_batch(self, job: Job, slot: Buffer, first: int, last: int) -> None:
         part = slice(first, last)
         stored, slot.label_rows[part], _ = cast(ArraySource, self.source).rows(job.shard[part], job.j[part])
         self.pipeline.batch(stored, job.keys[part], slot.image_rows[part])
 
-    def _fill_rows(self, job: _Job, slot: _Buffer, first: int, last: int) -> None:
+    def _fill_rows(self, job: Job, slot: Buffer, first: int, last: int) -> None:
         assert job.valid is not None
         for row in range(first, last):
             shard, j, out = int(job.shard[row]), int(job.j[row]), slot.image_rows[row]
             try:
-                slot.label_rows[row] = _read_into(self.source, self.pipeline, shard, j, 0, out).label
+                slot.label_rows[row] = read_into(self.source, self.pipeline, shard, j, 0, out).label
             except BadSample as error:
                 if error.rotten:
                     raise WorldError(
@@ -345,52 +247,3 @@ class EvalLoader:
                 if job.valid[row]:  # padding repeats a sample that is counted already
                     job.valid[row] = False
                     job.events.append((row, Bad(shard, j, error.key, error.reason)))
-
-
-def pixel_crcs(images: torch.Tensor) -> np.ndarray:
-    """CRC-32 of each image's bytes in memory order [H, W, C], uint64 [b]. images: uint8 [b, C, H, W], channels-last."""
-    rows = images.permute(0, 2, 3, 1).numpy()
-    return np.array([zlib.crc32(row) for row in rows], np.uint64)
-
-
-def _read_into(source: Source, pipeline: Pipeline, shard: int, j: int, key: int, out: np.ndarray) -> Sample:
-    """Read, decode and augment one sample into ``out``. Whatever fails names the shard and the sample."""
-    where = f"sample {j}"
-    try:
-        sample = source.read(shard, j)
-        where = f"sample {j} ({sample.key})"
-        pipeline(sample.data, key, out)
-        return sample
-    except BadSample:
-        raise
-    except DecodeError as error:
-        raise BadSample(source.names[shard], j, sample.key, str(error)) from error
-    except RestrainError as error:
-        raise type(error)(f"{error} [{where} of {source.names[shard]}]") from error
-    except Exception as error:
-        raise WorldError(f"Reading {where} of {source.names[shard]} failed: {type(error).__name__}: {error}") from error
-
-
-def _check_budget(bad: int, seen: int, max_bad: float, events: list[Any], done: str) -> None:
-    if events and bad > max(MIN_BAD, max_bad * seen):
-        last = events[-1]
-        raise WorldError(
-            f"Too many bad samples: {bad} of {seen} had to be {done}, more than data.max_bad={max_bad:g} (and at least "
-            f"{MIN_BAD}) allows; the last was sample {last.j} of shard {last.shard} ({last.key}): {last.reason}. Repair "
-            f"the data, or raise data.max_bad."
-        )
-
-
-def _batched(source: Source, pipeline: Pipeline) -> bool:
-    return pipeline.batched and hasattr(source, "rows")
-
-
-def _chunk(rows: int, threads: int) -> int:
-    return max(1, min(16, rows // (4 * threads)))
-
-
-def _slots(rows: int, pipeline: Pipeline, pin: bool, jobs: int) -> list[_Buffer]:
-    """Buffers for the batches in use and as many read ahead as a bound on memory allows."""
-    size, _, channels = pipeline.shape
-    ahead = min(16, max(2, READ_AHEAD_BYTES // (rows * size * size * channels)), max(1, jobs))
-    return [_Buffer(rows, pipeline, pin) for _ in range(Ring.HELD + ahead)]

@@ -1,14 +1,19 @@
-"""What a data set is to the loader: a `Source` of samples addressed by (shard, j)."""
+"""What a data set is to the loader: a `Source` of samples addressed by (shard, j); and its bytes, a `Store`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from restrain.errors import UserError
+from restrain.errors import UserError, WorldError
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,20 @@ class BadSample(Exception):
 class Source(Protocol):
     """A data set: shards of samples, read at random by any number of threads."""
 
-    names: Sequence[str]  # of the shards
-    counts: np.ndarray  # int64 [shards], samples of each
-    classes: list[str] | None  # class names, where the set knows them
-    channels: int
-    fingerprint: str  # of the content, not of its place
+    @property
+    def names(self) -> Sequence[str]: ...  # of the shards
+
+    @property
+    def counts(self) -> np.ndarray: ...  # int64 [shards], samples of each
+
+    @property
+    def classes(self) -> Sequence[str] | None: ...  # class names, where the set knows them
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...  # of the content, not of its place
 
     def crcs(self, shard: int) -> np.ndarray:
         """CRC-32 of each sample of a shard, uint32 [count]; no data are read."""
@@ -71,3 +85,80 @@ def check_label(label: int, classes: int | None, where: str) -> int:
             f"Set model.classes to the number of classes of the data, or repair the label."
         )
     return label
+
+
+class Store(Protocol):
+    """Where shards lie. One for local files now; an object store with its cache has the same two methods."""
+
+    def read(self, shard: int, offset: int, length: int) -> bytes:
+        """Exactly ``length`` bytes of a shard, or WorldError. Called by many threads at once."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class LocalStore:
+    """Local files, kept open (the ``keep`` last used), each checked to have its indexed size when it is opened."""
+
+    def __init__(self, paths: Sequence[str | Path], sizes: Sequence[int], keep: int = 128):
+        self.paths, self.sizes, self.keep = paths, sizes, keep
+        self._open: OrderedDict[int, _File] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, shard: int, offset: int, length: int) -> bytes:
+        with self._descriptor(shard) as descriptor:
+            try:
+                data = os.pread(descriptor, length, offset)
+            except OSError as error:
+                raise WorldError(f"{self.paths[shard]} cannot be read: {error.strerror}.") from error
+        if len(data) != length:
+            raise WorldError(
+                f"{self.paths[shard]} ended {length - len(data)} bytes early while it was read: something cut it short "
+                f"just now. Restore it from its origin."
+            )
+        return data
+
+    def close(self) -> None:
+        with self._lock:
+            for file in self._open.values():
+                os.close(file.descriptor)
+            self._open.clear()
+
+    @contextmanager
+    def _descriptor(self, shard: int) -> Iterator[int]:
+        """The shard's descriptor, which nobody closes while it is in use."""
+        with self._lock:
+            if shard not in self._open:
+                self._open[shard] = _File(self._open_checked(shard))
+            file = self._open[shard]
+            self._open.move_to_end(shard)
+            file.users += 1
+            idle = [s for s, f in self._open.items() if f.users == 0] if len(self._open) > self.keep else []
+            for old in idle[: len(self._open) - self.keep]:
+                os.close(self._open.pop(old).descriptor)
+        try:
+            yield file.descriptor
+        finally:
+            with self._lock:
+                file.users -= 1
+
+    def _open_checked(self, shard: int) -> int:
+        path = self.paths[shard]
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise WorldError(f"{path} cannot be opened: {error.strerror}. Restore it from its origin.") from error
+        size = os.fstat(descriptor).st_size
+        if size != self.sizes[shard]:
+            os.close(descriptor)
+            raise WorldError(
+                f"{path} has {size} bytes, its index says {self.sizes[shard]}: it was cut short or changed. Restore it "
+                f"from its origin, or, if it was changed on purpose, run: restrain data index {Path(path).parent}"
+            )
+        return descriptor
+
+
+@dataclass
+class _File:
+    descriptor: int
+    users: int = 0

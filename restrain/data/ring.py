@@ -14,7 +14,8 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Sized(Protocol):
-    rows: int  # to fill
+    @property
+    def rows(self) -> int: ...  # to fill
 
 
 Job = TypeVar("Job", bound=Sized)

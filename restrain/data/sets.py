@@ -2,18 +2,84 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from restrain.data.digits import DigitsSource
+from restrain.data.indexing import Reporter, check_none_missing, index_folder, index_shards, list_classes, match_shards
 from restrain.data.reader import Source
+from restrain.data.sources import FolderSource, ShardSource
 from restrain.errors import UserError
 
 
-def open_source(data: Any, split: str, *, classes: int | None = None) -> Source | None:
+def open_source(
+    data: Any, split: str, *, classes: int | None = None, reporter: Reporter | None = None
+) -> Source | None:
     """The ``train`` or ``eval`` split of a recipe's ``data`` section; None where there is no evaluation set.
 
-    classes: ``model.classes``, to check labels against.
+    classes: ``model.classes``, to check labels against. A set without an index is indexed first, which ``reporter``
+    tells. Raises UserError for a root that is not such a set, WorldError for damaged or missing files.
     """
     if data.name == "digits":
         return DigitsSource(split, classes)
+    if data.root is None:
+        raise UserError(
+            f"data.root is not set: data.name={data.name} needs the folder of the data set. Give data.root=FOLDER on "
+            f"the command line, or write it into the site file."
+        )
+    root = Path(os.path.expanduser(data.root))
+    if not root.is_dir():
+        raise UserError(f"data.root={data.root}: no such folder.")
+    wanted = data.train if split == "train" else data.eval
+    if wanted is None:
+        return None
+    if data.name == "folder":
+        return _folder(data, root, split, classes, reporter)
+    if data.name == "webdataset":
+        return _shards(data, root, split, wanted, classes, reporter)
     raise UserError(f"data.name={data.name}: unknown data set.")
+
+
+def _folder(data: Any, root: Path, split: str, classes: int | None, reporter: Reporter | None) -> Source | None:
+    train = root / data.train
+    if split == "train":
+        if not train.is_dir():
+            raise UserError(
+                f"{train} does not exist. A folder set is data.root/{data.train}/class/image.jpg; name the folder that "
+                f"holds the classes with data.train (data.train=. for data.root itself)."
+            )
+        names, folder = list_classes(train), train
+    else:
+        folder = root / data.eval
+        if not folder.is_dir():
+            return None
+        names = list_classes(folder)
+        if list(names) != list(expected := list_classes(train)):
+            odd = sorted(set(names) ^ set(expected))
+            raise UserError(
+                f"{folder} and {train} must have the same class folders, since a label is a folder's number: "
+                f"{', '.join(odd[:5])}{' ...' if odd[5:] else ''} {'is' if len(odd) == 1 else 'are'} in one only."
+            )
+    if classes is not None and len(names) != classes:
+        raise UserError(
+            f"model.classes={classes}, but {folder} has {len(names)} class folders. Set model.classes={len(names)}."
+        )
+    index = index_folder(folder, cache=data.cache, reporter=reporter)
+    return FolderSource(index, folder, classes)
+
+
+def _shards(
+    data: Any, root: Path, split: str, pattern: str, classes: int | None, reporter: Reporter | None
+) -> Source | None:
+    names = match_shards(root, pattern)
+    check_none_missing(root, pattern, names, data.cache)
+    if not names and split == "eval":
+        return None
+    if not names:
+        raise UserError(
+            f"No file of {root} matches data.train={pattern!r}. Correct the pattern, or data.root; for a folder of "
+            f"images a class use data.name=folder."
+        )
+    index = index_shards(root, names, cache=data.cache, reporter=reporter)
+    return ShardSource(index, root, classes)

@@ -1,0 +1,99 @@
+"""What both loaders share: buffers, the rows to fill them with, and what is done about bad samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from restrain.data.augment import Pipeline
+from restrain.data.images import DecodeError
+from restrain.data.mix import MixDraw
+from restrain.data.reader import BadSample, Sample, Source
+from restrain.data.ring import Ring
+from restrain.errors import RestrainError, WorldError
+
+MIN_BAD = 10  # bad samples that are always allowed
+READ_AHEAD_BYTES = 256 << 20
+
+
+class Buffer:
+    """One slot of a ring: rows of images and labels, as torch tensors and as numpy views of the same memory."""
+
+    def __init__(self, rows: int, pipeline: Pipeline, pin: bool):
+        size, _, channels = pipeline.shape
+        stored = torch.empty((rows, size, size, channels), dtype=torch.uint8, pin_memory=pin)
+        self.images = stored.permute(0, 3, 1, 2)  # NCHW in shape, NHWC in memory: channels-last
+        self.labels = torch.empty(rows, dtype=torch.int64, pin_memory=pin)
+        self.image_rows, self.label_rows = stored.numpy(), self.labels.numpy()
+
+
+@dataclass
+class Job:
+    """Rows to fill: which samples, with which keys; and what filling found out."""
+
+    step: int
+    epoch: int
+    shard: np.ndarray  # int64 [rows]
+    j: np.ndarray  # int64 [rows]
+    keys: np.ndarray  # uint64 [rows]
+    prefix: np.ndarray = field(init=False)  # uint64 [rows]
+    index: np.ndarray | None = None  # int64 [rows], in evaluation
+    valid: np.ndarray | None = None  # bool [rows], in evaluation
+    mixes: list[MixDraw | None] = field(default_factory=list)  # one a micro-batch
+    events: list[tuple[int, Any]] = field(default_factory=list)  # (row, Replaced or Bad), in the order of arrival
+
+    def __post_init__(self):
+        self.prefix = np.empty(len(self.shard), np.uint64)
+
+    @property
+    def rows(self) -> int:
+        return len(self.shard)
+
+    def sorted_events(self) -> list[Any]:
+        return [event for _, event in sorted(self.events, key=lambda pair: pair[0])]
+
+
+def read_into(source: Source, pipeline: Pipeline, shard: int, j: int, key: int, out: np.ndarray) -> Sample:
+    """Read, decode and augment one sample into ``out``. Whatever fails names the shard and the sample."""
+    where = f"sample {j}"
+    try:
+        sample = source.read(shard, j)
+        where = f"sample {j} ({sample.key})"
+        pipeline(sample.data, key, out)
+        return sample
+    except BadSample:
+        raise
+    except DecodeError as error:
+        raise BadSample(source.names[shard], j, sample.key, str(error)) from error
+    except RestrainError as error:
+        raise type(error)(f"{error} [{where} of {source.names[shard]}]") from error
+    except Exception as error:
+        raise WorldError(f"Reading {where} of {source.names[shard]} failed: {type(error).__name__}: {error}") from error
+
+
+def check_budget(bad: int, seen: int, max_bad: float, events: list[Any], done: str) -> None:
+    if events and bad > max(MIN_BAD, max_bad * seen):
+        last = events[-1]
+        raise WorldError(
+            f"Too many bad samples: {bad} of {seen} had to be {done}, more than data.max_bad={max_bad:g} (and at least "
+            f"{MIN_BAD}) allows; the last was sample {last.j} of shard {last.shard} ({last.key}): {last.reason}. "
+            f"Repair the data, or raise data.max_bad."
+        )
+
+
+def batched(source: Source, pipeline: Pipeline) -> bool:
+    return pipeline.batched and hasattr(source, "rows")
+
+
+def chunk_rows(rows: int, threads: int) -> int:
+    return max(1, min(16, rows // (4 * threads)))
+
+
+def make_slots(rows: int, pipeline: Pipeline, pin: bool, jobs: int) -> list[Buffer]:
+    """Buffers for the batches in use and as many read ahead as a bound on memory allows."""
+    size, _, channels = pipeline.shape
+    ahead = min(16, max(2, READ_AHEAD_BYTES // (rows * size * size * channels)), max(1, jobs))
+    return [Buffer(rows, pipeline, pin) for _ in range(Ring.HELD + ahead)]

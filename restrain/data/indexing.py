@@ -1,0 +1,244 @@
+"""Making the index of a data set and keeping it in step with the files. No torch here."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from restrain.data import index, tars
+from restrain.data.index import Entry, Index
+from restrain.errors import UserError, WorldError
+
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+MANY = 8  # threads that index, at most: reading is the bound
+
+
+@dataclass
+class Reporter:
+    """How indexing tells a person what it does. progress: (bytes done, bytes in all)."""
+
+    say: Callable[[str], None] = lambda text: None
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+
+def match_shards(root: str | Path, pattern: str) -> list[str]:
+    """Names below ``root`` that match ``* ? []`` and ``{000..146}``, in byte order.
+
+    Raises UserError for a folder that does not exist, WorldError where a shard that ``{}`` lists is missing.
+    """
+    _listdir(root)
+    found: set[str] = set()
+    for one in _expand(pattern):
+        matched = glob.glob(one, root_dir=root)
+        if not matched and one != pattern:
+            raise WorldError(
+                f"{Path(root) / one} is missing: {pattern!r} lists it. Restore it, or correct the pattern."
+            )
+        found.update(matched)
+    return sorted(found, key=os.fsencode)
+
+
+def index_shards(
+    root: str | Path,
+    names: Sequence[str],
+    *,
+    cache: str | None = None,
+    refresh: bool = False,
+    workers: int | None = None,
+    reporter: Reporter | None = None,
+) -> Index:
+    """The index of these shards of ``root``: the one found, completed by shards that it lacks, or a new one.
+
+    Without ``refresh`` a shard whose size is not the indexed one is a WorldError (cut short, or changed); with it,
+    shards of another size or time are indexed again. Shards of the index that are not in ``names`` are kept if their
+    files are there.
+    """
+    reporter = reporter or Reporter()
+    root, where = Path(root), index.places(root, cache)
+    stats = {name: os.stat(root / name) for name in names}
+    found = [old for place in where if (old := index.load(place)) is not None and old.kind == "shards"]
+    for old in found:
+        known = {entry.url: entry for entry in old.entries}
+        if not refresh and all(n in known and known[n].size == stats[n].st_size for n in names):
+            return old.select(names)
+    kept: dict[str, tuple[Entry, bytes]] = {}
+    stale: dict[str, Entry] = {}
+    for old in found:
+        for i, entry in enumerate(old.entries):
+            status = stats.get(entry.url) or _stat(root / entry.url)
+            if status is None or entry.url in kept:
+                continue
+            if entry.size == status.st_size and (not refresh or entry.mtime == status.st_mtime_ns):
+                kept[entry.url] = (entry, old.part(i).tobytes())
+            else:
+                stale[entry.url] = entry
+    for name in [] if refresh else [name for name in names if name in stale and name not in kept]:
+        raise WorldError(
+            f"{root / name} has {stats[name].st_size} bytes, its index says {stale[name].size}: it was cut short or "
+            f"changed. Restore it from its origin, or, if it was changed on purpose, run: restrain data index {root}"
+        )
+    missing = [name for name in names if name not in kept]
+    if missing:
+        reporter.say(f"Indexing {len(missing)} shard(s) of {root}")
+        kept.update(_scan_shards(root, missing, stats, workers, reporter))
+    made = index.save(where, "shards", [kept[name] for name in sorted(kept)])
+    reporter.say(f"The index is in {made.place}: {len(made.names)} shards, {int(made.counts.sum())} samples")
+    return made.select(names)
+
+
+def check_none_missing(root: str | Path, pattern: str, names: Sequence[str], cache: str | None = None) -> None:
+    """WorldError where an index lists shards of the pattern that are not there: the set would shrink silently."""
+    for place in index.places(root, cache):
+        old = index.load(place)
+        listed = (
+            []
+            if old is None
+            else [
+                name
+                for one in _expand(pattern)
+                for name in fnmatch.filter(old.names, one)
+                if name.count("/") == one.count("/")
+            ]
+        )
+        if gone := sorted(set(listed) - set(names)):
+            raise WorldError(
+                f"{Path(root) / gone[0]} is missing{f' (and {len(gone) - 1} more)' if gone[1:] else ''}: the index in "
+                f"{place} lists it. Restore it, or, if it was removed on purpose, run: restrain data index {root}"
+            )
+
+
+def index_folder(
+    root: str | Path,
+    *,
+    cache: str | None = None,
+    refresh: bool = False,
+    workers: int | None = None,
+    reporter: Reporter | None = None,
+) -> Index:
+    """The index of ``root/class/**/image``, a class a folder, classes and files in byte order.
+
+    Files that the index lacks are added and those that are gone dropped, said aloud; with ``refresh`` files of another
+    size or time are read again. Raises UserError for a folder without classes or a class without images.
+    """
+    reporter = reporter or Reporter()
+    root, where = Path(root), index.places(root, cache)
+    files = list_classes(root)
+    old = next((one for place in where if (one := index.load(place)) and one.kind == "folder"), None)
+    tables = {} if old is None else {name: _class_files(old, i) for i, name in enumerate(old.names)}
+    if old is not None and not refresh and {name: list(table) for name, table in tables.items()} == files:
+        return old
+    reporter.say(f"Indexing {sum(map(len, files.values()))} images of {root}")
+    jobs = [(root / name, names, tables.get(name, {}), refresh) for name, names in files.items()]
+    done = 0
+    parts = []
+    with ThreadPoolExecutor(workers or _workers()) as pool:
+        for entry, part in pool.map(lambda job: _scan_class(*job), jobs):
+            parts.append((entry, part))
+            done += entry.nsamples
+            reporter.progress(done, sum(map(len, files.values())))
+    made = index.save(where, "folder", parts)
+    reporter.say(f"The index is in {made.place}: {len(made.names)} classes, {int(made.counts.sum())} images")
+    return made
+
+
+def list_classes(root: str | Path) -> dict[str, list[str]]:
+    """Class -> its image files (relative to the class folder), both in byte order. Hidden names are skipped."""
+    classes = sorted((n for n in _listdir(root) if n[0] != "." and (Path(root) / n).is_dir()), key=os.fsencode)
+    if not classes:
+        raise UserError(
+            f"{root} has no class folders. A folder set is FOLDER/class/image.jpg, one folder a class; for tar shards "
+            f"use data.name=webdataset."
+        )
+    files = {name: _images_below(Path(root) / name) for name in classes}
+    empty = [name for name, found in files.items() if not found]
+    if empty:
+        raise UserError(
+            f"{Path(root) / empty[0]} holds no images ({', '.join(IMAGES)}), so its class would have none"
+            f"{f'; nor do {len(empty) - 1} other class folders' if empty[1:] else ''}. Add images or remove the folder."
+        )
+    return files
+
+
+def _scan_shards(
+    root: Path, names: Sequence[str], stats: dict, workers: int | None, reporter: Reporter
+) -> dict[str, tuple[Entry, bytes]]:
+    total, done = sum(stats[name].st_size for name in names), 0
+    out = {}
+    with ThreadPoolExecutor(workers or _workers()) as pool:
+        for name, found in zip(names, pool.map(lambda name: tars.scan(str(root / name)), names), strict=True):
+            entry = Entry(name, len(found.crcs), found.size, found.sha256, found.mtime, 0, 0)
+            out[name] = (entry, index.shard_part(found.offsets, found.crcs))
+            done += found.size
+            reporter.progress(done, total)
+    return out
+
+
+def _class_files(old: Index, shard: int) -> dict[str, tuple[int, int, int]]:
+    """File -> (size, mtime, crc) of a class in an index."""
+    names = [old.file(shard, j) for j in range(int(old.counts[shard]))]
+    columns = (old.sizes(shard).tolist(), old.mtimes(shard).tolist(), old.crcs(shard).tolist())
+    return dict(zip(names, zip(*columns, strict=True), strict=True))
+
+
+def _scan_class(path: Path, files: list[str], known: dict, refresh: bool) -> tuple[Entry, bytes]:
+    rows = []
+    for file in files:
+        row = known.get(file)
+        if row is not None and refresh:
+            status = os.stat(path / file)
+            row = row if row[:2] == (status.st_size, status.st_mtime_ns) else None
+        if row is None:
+            data = (path / file).read_bytes()
+            row = (len(data), os.stat(path / file).st_mtime_ns, zlib.crc32(data))
+        rows.append(row)
+    sizes, mtimes, crcs = zip(*rows, strict=True)
+    part = index.class_part(files, sizes, mtimes, crcs)
+    content = sha256(part[8 * len(files) :]).hexdigest()  # sizes, CRCs and names: times are no content
+    return Entry(path.name, len(files), sum(sizes), content, 0, 0, 0), part
+
+
+def _images_below(folder: Path) -> list[str]:
+    found = []
+    for path, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if name[0] != "."]
+        below = os.path.relpath(path, folder)
+        images = [name for name in files if name.lower().endswith(IMAGES) and name[0] != "."]
+        found += images if below == "." else [f"{below}/{name}" for name in images]
+    return sorted(found, key=os.fsencode)
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return None
+
+
+def _expand(pattern: str) -> list[str]:
+    if "{" not in pattern:
+        return [pattern]
+    from braceexpand import braceexpand
+
+    return list(braceexpand(pattern))
+
+
+def _listdir(root: str | Path) -> list[str]:
+    try:
+        return os.listdir(root)
+    except FileNotFoundError as error:
+        raise UserError(f"{root} does not exist. Set data.root to the folder of the data set.") from error
+    except NotADirectoryError as error:
+        raise UserError(f"{root} is a file; data.root is the folder of the data set.") from error
+    except OSError as error:
+        raise WorldError(f"{root} cannot be read: {error.strerror}.") from error
+
+
+def _workers() -> int:
+    return min(MANY, len(os.sched_getaffinity(0)))

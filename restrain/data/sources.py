@@ -1,0 +1,108 @@
+"""Sets of image files: tar shards and class folders, each behind its index. Every read is checked by CRC-32."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+
+from restrain.data import tars
+from restrain.data.index import Index
+from restrain.data.indexing import IMAGES
+from restrain.data.reader import BadSample, LocalStore, Sample, Store, check_label
+from restrain.errors import WorldError
+
+EXTENSIONS = tuple(extension[1:] for extension in IMAGES)
+ROTTEN = "its bytes are not those that were indexed (checksum)"
+
+
+class _Indexed:
+    """What the sources of this module share: names, counts and CRCs come from the index."""
+
+    channels = 3
+
+    def __init__(self, index: Index, root: str | Path, classes: int | None):
+        self.index, self.root, self._classes = index, Path(root), classes
+        self.names, self.counts, self.fingerprint = index.names, index.counts, index.fingerprint
+        self.classes: list[str] | None = index.classes
+
+    def crcs(self, shard: int):
+        return self.index.crcs(shard)
+
+
+class ShardSource(_Indexed):
+    """Tar shards of images (``.jpg``, ``.png``, ...) with labels in ``.cls`` (a number) or ``.json`` ("label")."""
+
+    def __init__(self, index: Index, root: str | Path, classes: int | None = None, store: Store | None = None):
+        """classes: of the model, labels are checked against it. store: where the bytes are, if not below ``root``."""
+        super().__init__(index, root, classes)
+        paths = [self.root / name for name in self.names]
+        self._store = store or LocalStore(paths, [entry.size for entry in index.entries])
+
+    def sample(self, shard: int, j: int) -> dict[str, str | bytes]:
+        """The sample as webdataset gives it: ``__key__``, ``__url__``, extension -> bytes. Raises BadSample."""
+        return self._checked(shard, j)[0]
+
+    def read(self, shard: int, j: int) -> Sample:
+        fields, crc = self._checked(shard, j)
+        key = str(fields.get("__key__", ""))
+        image = next((fields[e] for e in EXTENSIONS if e in fields), None)
+        if not isinstance(image, bytes):
+            raise BadSample(self.names[shard], j, key, f"no image among its files ({_extensions(fields)})")
+        try:
+            label = _label(fields)
+        except ValueError as error:
+            raise BadSample(self.names[shard], j, key, str(error)) from error
+        return Sample(key, image, check_label(label, self._classes, f"sample {key} of {self.names[shard]}"), crc)
+
+    def close(self) -> None:
+        self._store.close()
+
+    def _checked(self, shard: int, j: int) -> tuple[dict[str, str | bytes], int]:
+        offsets = self.index.offsets(shard)
+        first, last = int(offsets[j]) * tars.BLOCK, int(offsets[j + 1]) * tars.BLOCK
+        data = self._store.read(shard, first, last - first)
+        crc = zlib.crc32(data)
+        if crc != self.index.crcs(shard)[j]:
+            raise BadSample(self.names[shard], j, f"at byte {first}", ROTTEN, rotten=True)
+        return tars.parse(data, str(self.root / self.names[shard])), crc
+
+
+class FolderSource(_Indexed):
+    """``class/**/image``: a class is a shard, its number is its label."""
+
+    def read(self, shard: int, j: int) -> Sample:
+        key = f"{self.names[shard]}/{self.index.file(shard, j)}"
+        try:
+            data = (self.root / key).read_bytes()
+        except OSError as error:
+            raise WorldError(f"{self.root / key} cannot be read: {error.strerror}. Restore it.") from error
+        crc = zlib.crc32(data)
+        if crc != self.index.crcs(shard)[j]:
+            raise BadSample(self.names[shard], j, key, ROTTEN, rotten=True)
+        return Sample(key, data, check_label(shard, self._classes, f"class folder {self.names[shard]}"), crc)
+
+    def close(self) -> None:
+        pass
+
+
+def _label(fields: dict[str, str | bytes]) -> int:
+    """The label of a sample. Raises ValueError that says what is missing."""
+    if "cls" in fields:
+        text = bytes(fields["cls"])  # type: ignore[arg-type]
+        try:
+            return int(text)
+        except ValueError:
+            raise ValueError(f"label missing: its .cls holds {text[:20]!r}, no whole number") from None
+    if "json" in fields:
+        record = json.loads(fields["json"])
+        for name in ("label", "cls"):
+            value = record.get(name) if isinstance(record, dict) else None
+            if isinstance(value, int) and not isinstance(value, bool):
+                return value
+        raise ValueError('label missing: its .json has no whole number under "label" or "cls"')
+    raise ValueError(f"label missing: neither .cls nor .json among its files ({_extensions(fields)})")
+
+
+def _extensions(fields: dict[str, str | bytes]) -> str:
+    return ", ".join(f".{name}" for name in fields if not name.startswith("__")) or "none"
