@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 from pathlib import Path
@@ -58,7 +59,8 @@ class Profile:
                 f"Cannot write the profiler's trace {self.path}: {error}. Set profile=null to go on."
             ) from None
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
         return self.path
 
     def _start(self) -> None:

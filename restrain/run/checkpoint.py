@@ -78,6 +78,8 @@ class Writer:
         placement: what else the manifest should say of where it was made (micro-batch, threads, device, versions).
         before_commit: called on rank 0's writer thread right before the rename: sync the journals, check the lease.
         deadline: seconds that rank 0 waits for the other ranks' files.
+
+    The threads are daemons: call :meth:`wait` before the process ends, or the save in flight is lost.
     """
 
     def __init__(

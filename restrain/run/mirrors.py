@@ -113,7 +113,10 @@ class WandbMirror:
                 run.log({key: value for key, value in line.items() if key != "step"}, step=step)
                 self.last_sent = step
             run.finish(exit_code=self._exit_code)
-        except Exception as error:  # whatever a third party's client may raise: a mirror never stops a run
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # whatever a third party's client may raise: a mirror never stops a run
             self._off(f"{type(error).__name__}: {error}")
         finally:
             if self._mark >= 0:
@@ -157,5 +160,5 @@ def _kill_service() -> None:
                 os.kill(int(stat.parent.name), signal.SIGKILL)
     import wandb
 
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception, SystemExit):  # it likes to exit with its service's code
         wandb.teardown()  # finds its service gone, here rather than in its exit hook
