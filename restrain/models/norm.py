@@ -34,19 +34,21 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(input)
         rows = input.shape[0]
-        if self.group is not None and rows != self.group:
-            if rows % self.group:
-                raise ValueError(f"{rows} rows cannot be cut into BatchNorm groups of {self.group}.")
-            return self._several_groups(input)
-        if self.scratch is None:
+        group = rows if self.group is None else self.group
+        if rows % group:
+            raise ValueError(f"{rows} rows cannot be cut into BatchNorm groups of {group}.")
+        if rows == group and self.scratch is None:
             return super().forward(input)
-        # Momentum 1 turns "running" statistics into the latest ones: the fast path stages without a further kernel.
-        mean, variance = self.scratch.unbind()
-        return F.batch_norm(input, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
+        if rows == group and self.scratch is not None and not torch.compiler.is_compiling():
+            # Momentum 1 turns "running" statistics into the latest ones: staging costs no further kernel. autograd
+            # saves them without need, and would find the flat tensor written by the next norm: hence .data, which has
+            # a version counter of its own, and hence no such path in a compiled graph.
+            mean, variance = self.scratch.data.unbind()
+            return F.batch_norm(input, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
+        return self._by_groups(input, group)
 
-    def _several_groups(self, x_BCHW: Tensor) -> Tensor:
-        assert self.group is not None
-        y_BCHW, statistics_2GC = grouped_batch_norm(x_BCHW, self.weight, self.bias, self.eps, self.group)
+    def _by_groups(self, x_BCHW: Tensor, group: int) -> Tensor:
+        y_BCHW, statistics_2GC = grouped_batch_norm(x_BCHW, self.weight, self.bias, self.eps, group)
         with torch.no_grad():
             if self.scratch is not None:
                 self.scratch.copy_(statistics_2GC.sum(1))

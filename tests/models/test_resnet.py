@@ -71,7 +71,7 @@ def test_the_same_check_catches_a_moved_stride(name):
     assert logit_difference(name, stride_to_conv2 if name == "resnet18" else stride_to_conv1) > 1e-3
 
 
-@pytest.mark.parametrize("name", IMAGENET)
+@pytest.mark.parametrize("name", [*IMAGENET[:4], pytest.param("resnet152", marks=pytest.mark.slow)])
 def test_training_gradients_and_statistics_are_timms(name):
     ours, theirs, x = pair(name)
     for model in (ours, theirs):
@@ -92,28 +92,25 @@ def multiply_adds(model: nn.Module, pixels: int) -> float:
     return counter.get_total_flops() / 2
 
 
-def truncated(value: float) -> float:
-    return int(value * 10) / 10
-
-
 @pytest.mark.parametrize(
-    ("name", "parameters", "paper", "ours"),
+    ("name", "parameters", "paper", "in_conv1", "in_conv2"),
     [
-        ("resnet18", 11_689_512, 1.8, 1.81),
-        ("resnet34", 21_797_672, 3.6, 3.66),
-        ("resnet50", 25_557_032, 3.8, 4.09),
-        ("resnet101", 44_549_160, 7.6, 7.80),
-        ("resnet152", 60_192_808, 11.3, 11.51),
+        ("resnet18", 11_689_512, 1.8, 1.814, 1.814),
+        ("resnet34", 21_797_672, 3.6, 3.664, 3.664),
+        ("resnet50", 25_557_032, 3.8, 3.858, 4.089),
+        ("resnet101", 44_549_160, 7.6, 7.570, 7.801),
+        ("resnet152", 60_192_808, 11.3, 11.282, 11.514),
     ],
 )
-def test_parameters_and_multiply_adds_of_table_1(name, parameters, paper, ours):
-    """The paper's figures are those of its own stride placement, with its digits cut or rounded; ours is v1.5."""
+def test_parameters_and_multiply_adds_of_table_1(name, parameters, paper, in_conv1, in_conv2):
+    """The table (10^9, one digit, 3.664 and 3.858 cut and not rounded) is for stride in conv1; ours is v1.5."""
     model = meta_model(name)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
-    assert multiply_adds(model, 224) / 1e9 == pytest.approx(ours, abs=0.005)
+    assert multiply_adds(model, 224) / 1e9 == pytest.approx(in_conv2, abs=5e-4)
     stride_to_conv1(model)
     counted = multiply_adds(model, 224) / 1e9
-    assert paper in (round(counted, 1), truncated(counted))
+    assert counted == pytest.approx(in_conv1, abs=5e-4)
+    assert abs(counted - paper) < 0.07
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,91 @@
+"""The EMA against its recurrence, masked and swapped."""
+
+import pytest
+import torch
+from torch import nn
+
+from restrain.models import build_model
+from restrain.optim.ema import Ema
+
+
+def model_of(dtype=torch.float64) -> nn.Module:
+    return build_model({"name": "cifar_resnet20", "classes": 10}).to(dtype).to(memory_format=torch.channels_last)
+
+
+def move(model: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(torch.randn(tensor.shape, generator=generator))
+            else:
+                tensor.add_(1)
+
+
+@pytest.mark.parametrize("ok", [None, torch.tensor(True)])
+@pytest.mark.parametrize("every", [1, 3])
+def test_the_recurrence(ok, every):
+    model = model_of()
+    ema = Ema(model, 0.9, every)
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    parameters = {name for name, _ in model.named_parameters()}
+    for step in range(7):
+        move(model, step)
+        ema.update(step, ok)
+        if (step + 1) % every == 0:
+            for name, tensor in model.state_dict().items():
+                average = 0.9**every * expected[name] + (1 - 0.9**every) * tensor
+                expected[name] = average if name in parameters else tensor.clone()
+    assert ema.tensors().keys() == model.state_dict().keys()
+    for name, tensor in ema.tensors().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-12, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_masked_and_unmasked_updates(dtype):
+    model = model_of(dtype)
+    masked, free = Ema(model, 0.9), Ema(model, 0.9)
+    before = {name: tensor.clone() for name, tensor in masked.tensors().items()}
+    move(model, 0)
+    masked.update(0, torch.tensor(False))
+    assert all(torch.equal(before[name], tensor) for name, tensor in masked.tensors().items())
+    masked.update(1, torch.tensor(True))
+    free.update(1)
+    for name, tensor in free.tensors().items():
+        torch.testing.assert_close(masked.tensors()[name], tensor, msg=name)
+
+
+def test_shadows_keep_strides_and_leave_out_draw_buffers():
+    model = model_of()
+    tensors = Ema(model, 0.9).tensors()
+    for name, tensor in model.state_dict().items():
+        assert tensors[name].stride() == tensor.stride()
+        assert tensors[name].data_ptr() != tensor.data_ptr()
+    assert not any("factor" in name for name in tensors)
+
+
+def test_swap_evaluates_the_average_and_puts_everything_back():
+    model = model_of()
+    ema = Ema(model, 0.9)
+    move(model, 0)
+    ema.update(0)
+    live = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    shadows = {name: tensor.clone() for name, tensor in ema.tensors().items()}
+    addresses = [parameter.data_ptr() for parameter in model.parameters()]
+
+    def inside():
+        with ema.swap(model):
+            assert all(torch.equal(shadows[name], tensor) for name, tensor in model.state_dict().items())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        inside()
+    assert all(torch.equal(live[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(shadows[name], tensor) for name, tensor in ema.tensors().items())
+    assert addresses == [parameter.data_ptr() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize(("decay", "every"), [(1.0, 1), (-0.1, 1), (0.9, 0)])
+def test_impossible_settings(decay, every):
+    with pytest.raises(ValueError, match="decay in"):
+        Ema(nn.Linear(2, 2), decay, every)
