@@ -101,7 +101,7 @@ class Border:
                 self.save(best)  # the checkpoint of this step does not know its evaluation yet: replace it
 
     def after_step(self, run: Run) -> bool:
-        """After each step, and once where none was left to train; True: the run leaves here."""
+        """After each step; True: the run leaves here. Called once where no step was left to train."""
         step = self.state.step
         self.writer.poll()
         if self.profile is not None:

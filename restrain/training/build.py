@@ -187,18 +187,22 @@ def build_cadence(recipe: Recipe, plan: Plan, total: int, has_evaluation: bool) 
     )
 
 
+def build_order(recipe: Recipe, data: Data) -> Order:
+    """Which sample stands at which position of each epoch."""
+    lanes, window = resolve_shuffle(int(data.train.counts.sum()), recipe.data.lanes, recipe.data.window)
+    return Order(data.train.counts, recipe.seed, lanes, window, recipe.data.shuffle)
+
+
 def build_train_loader(
     recipe: Recipe, data: Data, plan: Plan, world: World, placement: Placement, start: int, stop: int
 ) -> TrainLoader:
-    lanes, window = resolve_shuffle(int(data.train.counts.sum()), recipe.data.lanes, recipe.data.window)
-    order = Order(data.train.counts, recipe.seed, lanes, window, recipe.data.shuffle)
     mix = None
     if recipe.mix.mixup or recipe.mix.cutmix:
         off = recipe.mix.off.steps(plan.steps_per_epoch, stop) if recipe.mix.off is not None else None
         mix = Mix(recipe.seed, recipe.mix.mixup, recipe.mix.cutmix, off)
     return TrainLoader(
         data.train,
-        order,
+        build_order(recipe, data),
         plan,
         data.train_pipeline,
         seed=recipe.seed,

@@ -176,7 +176,11 @@ def _train(
     failed = True
     try:
         with progress, _quiet_lightning():
-            _trainer(world, device).fit(run, train_dataloaders=loader)
+            if state.step < total:
+                _trainer(world, device).fit(run, train_dataloaders=loader)
+            else:  # only what the last border still has to do: an evaluation that was interrupted
+                run.border.begin(run)
+                run.border.after_step(run)
         run.border.finish()
         failed = False
     finally:
@@ -235,8 +239,9 @@ def _quiet_lightning() -> Iterator[None]:
 
 def _intervene(recipe: Recipe, data: build.Data, plan: Plan, state: RunState, opened: Opening) -> Plan:
     """Record what was allowed to change; a changed batch goes on from the next sample of the old one's plan."""
-    state.interventions = [*state.interventions, *opened.interventions]
-    if any(i["kind"] == "fork" for i in opened.interventions):
+    before = state.interventions
+    state.interventions = before + [i for i in opened.interventions if i not in before]
+    if any(i["kind"] == "fork" and i["at_step"] == state.step for i in opened.interventions):
         state.best, state.tracker = None, {}
     batch, group = recipe.batch.global_, recipe.batch.group
     if (batch, group) == (state.segments[-1]["batch"], state.segments[-1]["group"]):

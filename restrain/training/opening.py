@@ -103,8 +103,8 @@ def open_run(
         interventions = compare(recipe, identity, text, folder.lock_file, allow)
     lock_identity = dict(identity)
     lock_identity["from"] = str(fork) if fork is not None else lockfile.identity(text or "").get("from")
-    if text is not None and folder.state() == "finished" and not interventions:
-        return Opening(folder.attempt, 0, finished=True)
+    if text is not None and folder.state == "finished" and not interventions:
+        return Opening(0, folder.read_info()["step"], finished=True)
 
     found = checkpoint.newest(folder.checkpoints)
     if found.path is None and found.problems:
@@ -117,11 +117,11 @@ def open_run(
     opening = Opening(attempt, found.step or 0, str(found.path) if found.path else None, notices=list(found.problems))
     held = False
     if found.path is not None:
-        held = checkpoint.Reader(found.path).scalars.get("held") is not None
+        held = _scalars(found.path).get("held") is not None
     elif lock_identity["from"]:
         start = Path(lock_identity["from"])
         opening.checkpoint = str(start)
-        opening.step = checkpoint.Reader(start).scalars["step"]
+        opening.step = _scalars(start)["step"]
         interventions.append({"kind": "fork", "from": str(start)})
     if text is None or interventions:
         if text is not None:
@@ -130,8 +130,17 @@ def open_run(
     # A held line is written again, with its evaluation.
     journal.truncate_after(folder.journal, opening.step - 1 if held else opening.step, folder.attempt_dir)
     journal.truncate_after(folder.ledger, opening.step, folder.attempt_dir)
-    opening.interventions = [{"at_step": opening.step, **i} for i in interventions]
+    # In run.json as well: a kill before the next checkpoint must not make them forgotten, the lock has changed already.
+    known = folder.read_info().get("interventions", [])
+    new = [{"at_step": opening.step, **i} for i in interventions]
+    opening.interventions = known + [i for i in new if i not in known]
+    folder.update_info({"interventions": opening.interventions})
     return opening
+
+
+def _scalars(path: Path) -> dict[str, Any]:
+    with checkpoint.Reader(path) as reader:
+        return reader.scalars
 
 
 def fork_point(text: str) -> Path:

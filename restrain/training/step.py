@@ -83,18 +83,17 @@ class Run(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.state.optimizer
 
-    def transfer_batch_to_device(self, batch: StepBatch | None, device: torch.device, dataloader_idx: int) -> Any:
+    def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # each micro-batch moves in its own turn, in the step
 
     def on_train_start(self) -> None:
         signals.reinstall()
         self.border.begin(self)
 
-    def training_step(self, batch: StepBatch | None, batch_idx: int) -> None:
-        if batch is not None:  # None: nothing is left to train, only what the last border still has to do
-            self.step(batch)
+    def training_step(self, batch: StepBatch, batch_idx: int) -> None:
+        self.step(batch)
 
-    def on_train_batch_end(self, outputs: Any, batch: StepBatch | None, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: StepBatch, batch_idx: int) -> None:
         if self.border.after_step(self):
             self.trainer.should_stop = True
 

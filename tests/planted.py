@@ -1,0 +1,245 @@
+"""Faults and kills that tests plant in a rank before it starts. Nothing of this is in the package."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _send(name: str) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), getattr(signal, name))
+
+
+def _before(owner: Any, attribute: str, when: Callable[..., bool], act: Callable[[], None]) -> None:
+    """Call ``act`` before the call of ``owner.attribute`` for which ``when(count, *args)`` is true; count from 1."""
+    original, count = getattr(owner, attribute), [0]
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        count[0] += 1
+        if when(count[0], *args):
+            act()
+        return original(*args, **kwargs)
+
+    setattr(owner, attribute, wrapped)
+
+
+# ------------------------------------------------------------------------------------------------------------- kills
+
+
+def at_step(step: int, signal: str = "SIGKILL") -> None:
+    """Before the step that would be number ``step`` of the whole run (counted from 1)."""
+    from restrain.training.step import Run
+
+    _before(Run, "step", lambda count, run, batch: run.state.step + 1 == step, _send(signal))
+
+
+def at_accumulation(step: int, signal: str = "SIGKILL") -> None:
+    """Between the first and the second micro-batch of a step."""
+    from restrain.training.step import Run
+
+    _before(Run, "micro_step", lambda count, run, micro, at, first, *_: at + 1 == step and first > 0, _send(signal))
+
+
+def in_evaluation(number: int, signal: str = "SIGKILL") -> None:
+    """Before the ``number``-th evaluation batch of the attempt is counted."""
+    from restrain.training import evaluate
+
+    _before(evaluate, "_sums", lambda count, *_: count == number, _send(signal))
+
+
+def before_rename(step: int) -> None:
+    """A checkpoint is written and not yet renamed."""
+    _before(os, "rename", lambda count, a, b: f"step-{step}.tmp-" in str(a) and str(b).endswith(f"step-{step}"), _die)
+
+
+def before_latest(step: int) -> None:
+    """A checkpoint is renamed and LATEST does not name it yet."""
+    from restrain.run import checkpoint
+
+    _before(checkpoint, "point", lambda count, folder, name, at: (name, at) == ("LATEST", step), _die)
+
+
+# ------------------------------------------------------------------------------------------------------------ faults
+
+
+def swap_rows() -> None:
+    """The loader of rank 0 gives its first row to rank 1 and takes that rank's: each hands over the other's sample."""
+    from restrain.data.order import Plan
+
+    original = Plan.rows
+
+    def rows(self: Plan, step: int, count: int = 1, at: int = 0, world: int = 1) -> tuple[int, np.ndarray]:
+        epoch, positions = original(self, step, count, 0, 1)
+        if world > 1:
+            half = positions.shape[1] // world
+            positions[:, [0, half]] = positions[:, [half, 0]]
+            positions = positions[:, at * half : (at + 1) * half]
+        return epoch, positions
+
+    _in_loader(rows)
+
+
+def drop_row() -> None:
+    """The loader leaves its third row out and moves the following ones up; the next step's first fills the end."""
+    from restrain.data.order import Plan
+
+    original = Plan.rows
+
+    def rows(self: Plan, step: int, count: int = 1, rank: int = 0, world: int = 1) -> tuple[int, np.ndarray]:
+        epoch, positions = original(self, step, count, rank, world)
+        positions = positions.copy()
+        positions[:, 2:-1] = positions[:, 3:]
+        positions[:, -1] = (positions[:, -1] + 1) % self.samples
+        return epoch, positions
+
+    _in_loader(rows)
+
+
+def repeat_row() -> None:
+    """The loader hands over its first row twice."""
+    from restrain.data.order import Plan
+
+    original = Plan.rows
+
+    def rows(self: Plan, step: int, count: int = 1, rank: int = 0, world: int = 1) -> tuple[int, np.ndarray]:
+        epoch, positions = original(self, step, count, rank, world)
+        positions = positions.copy()
+        positions[:, 1] = positions[:, 0]
+        return epoch, positions
+
+    _in_loader(rows)
+
+
+def _in_loader(rows: Callable[..., Any]) -> None:
+    """Give the loader's jobs another idea of a step's positions; the step itself keeps the plan's."""
+    from restrain.data.loader import TrainLoader
+
+    original = TrainLoader._jobs
+
+    def jobs(self: TrainLoader) -> Any:
+        plan = self.plan
+
+        class Wrong:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(plan, name)
+
+            def rows(self, *args: Any) -> Any:
+                return rows(plan, *args)
+
+        self.plan = Wrong()  # pyright: ignore
+        try:
+            yield from original(self)
+        finally:
+            self.plan = plan
+
+    TrainLoader._jobs = jobs  # pyright: ignore
+
+
+def wrong_picture() -> None:
+    """The source hands over a neighbour's picture under the right index, with the CRC of what it handed over."""
+    from restrain.data.digits import DigitsSource
+
+    original = DigitsSource.rows
+
+    def rows(self: DigitsSource, shard: np.ndarray, j: np.ndarray) -> Any:
+        images, labels, crcs = original(self, shard, j)
+        other, _, other_crcs = original(self, shard[:1], (j[:1] + 1) % len(self._labels))
+        images[0], crcs[0] = other[0], other_crcs[0]
+        return images, labels, crcs
+
+    DigitsSource.rows = rows
+
+
+def wrong_slot() -> None:
+    """Pixels of two rows change places after their CRCs were taken: a ring slot with wrong pixels."""
+    from restrain.data.loader import TrainLoader
+
+    original = TrainLoader._fill_batch
+
+    def fill(self: TrainLoader, job: Any, slot: Any, first: int, last: int) -> None:
+        original(self, job, slot, first, last)
+        slot.image_rows[[0, 1]] = slot.image_rows[[1, 0]]
+
+    TrainLoader._fill_batch = fill
+
+
+def global_generator() -> None:
+    """An augmentation that reads numpy's global generator instead of its key."""
+    from restrain.data.augment import PadCrop
+
+    original = PadCrop.batch
+    PadCrop.batch = lambda self, batch, keys: original(
+        self, batch, np.random.randint(0, 2**63, len(keys), dtype=np.uint64)
+    )
+
+
+def batchnorm_twice() -> None:
+    """Running statistics are committed twice a step."""
+    from restrain.models.norm import StagedStatistics
+
+    original = StagedStatistics.commit
+
+    def commit(self: StagedStatistics, groups: int, ok: Any = None) -> None:
+        sums = self.sums.clone()
+        original(self, groups, ok)
+        self.sums.copy_(sums)
+        original(self, groups, ok)
+
+    StagedStatistics.commit = commit
+
+
+def optimizer_not_restored() -> None:
+    """The optimizer's state stays at zero after a resume."""
+    from restrain.run.checkpoint import Reader
+
+    original = Reader.read_into
+
+    def read_into(self: Reader, name: str, tensor: Any, offset: Any) -> None:
+        if not name.endswith("|momentum_buffer"):
+            original(self, name, tensor, offset)
+
+    Reader.read_into = read_into
+
+
+def late_learning_rate() -> None:
+    """After a resume the learning rate is that of the step before."""
+    from restrain.training import build
+
+    original = build.build_factor
+
+    def build_factor(recipe: Any, plan: Any, total: int) -> Any:
+        factor = original(recipe, plan, total)
+        return lambda step: factor(max(0, step - 1))
+
+    build.build_factor = build_factor
+
+
+def no_draws() -> None:
+    """Every function that draws from a process-wide generator raises."""
+    import random
+
+    import torch
+
+    def refuse(name: str) -> Callable[..., Any]:
+        def draw(*args: Any, **kwargs: Any) -> Any:
+            raise AssertionError(f"{name} read a global generator")
+
+        return draw
+
+    for owner, names in (
+        (random, ("random", "randint", "randrange", "choice", "shuffle", "uniform", "gauss", "sample")),
+        (np.random, ("random", "rand", "randn", "randint", "uniform", "normal", "permutation", "shuffle", "choice")),
+        (torch, ("rand", "randn", "randint", "randperm", "bernoulli", "normal", "multinomial", "dropout")),
+        (torch.Tensor, ("uniform_", "normal_", "bernoulli_", "random_", "exponential_")),
+        (torch.nn.functional, ("dropout", "dropout2d")),
+    ):
+        for name in names:
+            setattr(owner, name, refuse(f"{owner}.{name}"))
