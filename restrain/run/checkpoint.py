@@ -10,16 +10,14 @@ A save, in order::
 
 A is the attempt, so what a killed process left is never mistaken for one's own. The threads talk through files alone:
 a collective from a second thread would interleave with the training's. What a kill leaves half done is put right by
-:func:`clean` at the next start.
+:func:`restrain.run.keeping.clean` at the next start.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import re
 import shutil
 import threading
 import time
@@ -31,25 +29,14 @@ from typing import Any
 import torch
 
 from restrain.errors import WorldError
-from restrain.run.files import remove_temporaries, sync_folder, world_error, write_all, write_atomic
-from restrain.run.manifest import (
-    FORMAT,
-    MANIFEST,
-    Damaged,
-    Found,
-    encode_manifest,
-    file_name,
-    newest,
-    read_manifest,
-    saved,
-)
-from restrain.run.reader import Reader, hold
+from restrain.run.files import sync_folder, world_error, write_all, write_atomic
+from restrain.run.keeping import clean, point, pointed, prune, remove
+from restrain.run.manifest import FORMAT, MANIFEST, Found, encode_manifest, file_name, newest
+from restrain.run.reader import Reader
 from restrain.run.slices import DTYPES, Slice, Snapshot, share, write_file
 
 __all__ = ["Found", "Reader", "Slice", "Writer", "clean", "newest", "point", "pointed", "share"]
 
-TEMPORARY = re.compile(r"step-\d+\.tmp-(\d+)")
-ASIDE = re.compile(r"step-\d+\.(old-\d+|trash)")
 POLL = 0.02  # seconds between looks for the other ranks' done files
 
 
@@ -213,7 +200,7 @@ class Writer:
         final = self.folder / f"step-{job.step}"
         aside = self.folder / f"step-{job.step}.old-{self.attempt}"
         if final.exists():  # saved before a crash; newest() finds it under this name too
-            _remove(aside)
+            remove(aside)
             os.rename(final, aside)
         try:
             os.rename(temporary, final)
@@ -225,8 +212,8 @@ class Writer:
         if job.best:
             point(self.folder, "BEST", job.step)
         point(self.folder, "LATEST", job.step)
-        _remove(aside)
-        self._prune(job.step)
+        remove(aside)
+        prune(self.folder, self.keep, job.step)
 
     def _collect(self, job: _Job, temporary: Path) -> list[dict[str, Any]]:
         """All ranks' done files, waited for."""
@@ -259,22 +246,6 @@ class Writer:
                     os.unlink(path)
                 (temporary / f"failed-{self.rank:04d}.txt").write_text(f"{job.error} (reported by rank {self.rank})")
 
-    def _prune(self, step: int) -> None:
-        """Remove the checkpoints beyond the ``keep`` newest, up to the step just committed. Never BEST's.
-
-        Later steps are left alone: they are damaged ones that this attempt passed over, and will be replaced.
-        """
-        for path in self.folder.iterdir():
-            if ASIDE.fullmatch(path.name):
-                _remove(path)
-        if self.keep is None:
-            return
-        best = pointed(self.folder, "BEST")
-        old = [path for at, path in saved(self.folder) if at <= step and path.suffix == ""]
-        for path in old[self.keep :]:
-            if best is None or path.name != best.name:
-                _remove(path)
-
 
 def merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """The ``files`` and ``tensors`` of the manifest from those of the ranks.
@@ -300,88 +271,3 @@ def _done(path: Path, number: int) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return part if part["save"] == number else None
-
-
-def _remove(path: Path) -> None:
-    """Remove a checkpoint unless it is being read: renamed first, so that a kill leaves no half of one."""
-    lock = None
-    try:
-        with contextlib.suppress(FileNotFoundError):  # no manifest: nothing to read
-            lock = hold(path, exclusive=True)
-        trash = path if path.suffix == ".trash" else path.with_name(path.name.partition(".")[0] + ".trash")
-        if trash != path and path.exists():
-            shutil.rmtree(trash, ignore_errors=True)
-            os.rename(path, trash)
-        shutil.rmtree(trash, ignore_errors=True)
-    except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EPERM, errno.EBUSY, errno.ENOTEMPTY):
-            raise
-    finally:
-        if lock is not None:
-            os.close(lock)
-
-
-# ---------------------------------------------------------------------------------------------- pointers, cleaning
-
-
-def point(folder: Path, name: str, step: int) -> None:
-    """Let the pointer file ``LATEST`` or ``BEST`` name ``step-N``; atomic.
-
-    Raises:
-        OSError: the pointer is as it was.
-    """
-    write_atomic(Path(folder) / name, f"step-{step}\n")
-
-
-def pointed(folder: Path, name: str) -> Path | None:
-    """The checkpoint that ``LATEST`` or ``BEST`` names; None without a pointer, or when its checkpoint is gone."""
-    try:
-        target = (Path(folder) / name).read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return None
-    path = Path(folder) / target
-    return path if re.fullmatch(r"step-\d+", target) and path.is_dir() else None
-
-
-def clean(folder: Path, attempt: int, found: Found | None = None) -> Found | None:
-    """Remove what killed attempts left, and put right what a kill interrupted. For the lease's holder, at a start.
-
-    Args:
-        folder: ``checkpoints/``.
-        attempt: the present one; its own temporary folders stay.
-        found: what :func:`newest` returned: it takes its own name back if it was set aside, and LATEST (BEST, if it
-            was saved as the best) name it.
-
-    Returns:
-        ``found`` with the path that it has now.
-
-    Raises:
-        WorldError: the folder cannot be changed.
-    """
-    folder = Path(folder)
-    try:
-        if found is not None and found.path is not None and found.step is not None:
-            found = Found(found.step, _settle(folder, found.step, found.path), found.problems)
-        for path in folder.iterdir():
-            match = TEMPORARY.fullmatch(path.name)
-            if ASIDE.fullmatch(path.name) or (match and int(match[1]) != attempt):
-                shutil.rmtree(path, ignore_errors=True)
-        remove_temporaries(folder)
-    except OSError as error:
-        raise world_error("clean up the checkpoints", folder, error, "then start again") from None
-    return found
-
-
-def _settle(folder: Path, step: int, path: Path) -> Path:
-    final = folder / f"step-{step}"
-    if path != final:  # killed between setting it aside and renaming its successor
-        if final.exists():
-            shutil.rmtree(final)  # does not verify: newest() looks there first
-        os.rename(path, final)
-        sync_folder(folder)
-    point(folder, "LATEST", step)
-    with contextlib.suppress(Damaged):
-        best = pointed(folder, "BEST")
-        if read_manifest(final)["best"] and (best is None or int(best.name[5:]) < step):
-            point(folder, "BEST", step)
-    return final

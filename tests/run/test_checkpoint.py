@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from restrain.errors import WorldError
@@ -116,11 +116,11 @@ def part(tensor, box):
     return tensor[slices_module.within(box, (0,) * tensor.dim())]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(resharded())
-def test_any_split_loads_into_any_other(tmp_path_factory, case):
+def test_any_split_loads_into_any_other(new_folder, case):
     shape, stored, wanted, dtype = case
-    folder = tmp_path_factory.mktemp("split")
+    folder = new_folder()
     count = max(1, int(torch.tensor(shape).prod())) if shape else 1
     whole = (torch.arange(count) % 100).reshape(shape).to(dtype)
     save(folder, 1, [{"w|param": Slice(part(whole, box), shape, box[0])} for box in stored])

@@ -308,3 +308,23 @@ def test_item_sizes_are_those_of_torch():
     assert NAMES.keys() == manifest.ITEM_SIZES.keys()
     assert all(manifest.ITEM_SIZES[name] == dtype.itemsize for name, dtype in NAMES.items())
     assert math.prod([]) == 1  # a scalar has one item
+
+
+def test_everything_is_on_the_disk_before_the_rename(tmp_path, monkeypatch):
+    """kill -9 cannot show it (the page cache survives), a power failure would."""
+    events, fsync, rename, replace = [], os.fsync, os.rename, os.replace
+
+    def logged(fd):
+        events.append(("fsync", os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", logged)
+    monkeypatch.setattr(os, "rename", lambda a, b: (events.append(("rename", b.name)), rename(a, b)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append(("replace", b.name)), replace(a, b)))
+    save(tmp_path / "checkpoints", 1, 1, attempt=1)
+    at = events.index(("rename", "step-1"))
+    durable = {name for what, name in events[:at] if what == "fsync"}
+    assert durable >= {"model-0000.safetensors", "optim-0000.safetensors", "manifest.json", "step-1.tmp-1"}
+    assert events[at + 1] == ("fsync", "checkpoints")
+    pointers = [name for what, name in events[at:] if what == "replace"]
+    assert pointers == ["BEST", "LATEST"]
