@@ -70,9 +70,7 @@ def train_loader(source, *, batch=8, group=2, seed=3, size=12, ops=CROP, lanes="
     pipeline = augment.train_pipeline(ops, size, channels=source.channels)
     world, micro = fields.pop("world", 1), fields.pop("micro", None)
     settings = {"rank": 0, "start": 0, "stop": 2 * plan.steps_per_epoch, "threads": 2, **fields}
-    return TrainLoader(
-        source, order, plan, pipeline, seed=seed, world=world, micro=micro or batch // world, **settings
-    )
+    return TrainLoader(source, order, plan, pipeline, seed=seed, world=world, micro=micro or batch // world, **settings)
 
 
 def contents(batches) -> list[tuple]:

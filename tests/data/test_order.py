@@ -136,7 +136,9 @@ def test_a_segment_moves_the_data():
 
 
 def test_refusals_name_what_works():
-    with pytest.raises(UserError, match=r"batch.group=5 does not divide batch.global=64\. Groups that work: 1, 2, 4, 8"):
+    with pytest.raises(
+        UserError, match=r"batch.group=5 does not divide batch.global=64\. Groups that work: 1, 2, 4, 8"
+    ):
         Plan(1000, 64, 5, 1)
     with pytest.raises(UserError, match="more than the 10 training samples"):
         Plan(10, 64, 16, 1)

@@ -1,0 +1,65 @@
+"""Decoding and resizing."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from restrain.data import images
+from restrain.errors import UserError
+from tests.data.making import jpeg
+
+
+@pytest.mark.parametrize("decoder", images.DECODERS)
+@pytest.mark.parametrize(("mode", "format"), [("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG")])
+def test_any_image_becomes_rgb(decoder, mode, format):
+    data = jpeg(1, 30, 20, mode, format)
+    image = images.decode(data, decoder)
+    assert image.shape == (20, 30, 3)
+    assert image.dtype == np.uint8
+    assert np.abs(image.astype(int) - np.array(Image.open(io.BytesIO(data)).convert("RGB"))).mean() < 0.1
+
+
+@pytest.mark.parametrize("mode", ["P", "LA", "RGBA", "1", "I;16"])
+def test_png_modes_become_rgb(mode):
+    out = io.BytesIO()
+    image = Image.new(mode, (5, 4)) if mode == "I;16" else Image.new("RGB", (5, 4), (200, 100, 50)).convert(mode)
+    image.save(out, "PNG", **({"transparency": b"\x10\x20"} if mode == "P" else {}))
+    assert images.decode(out.getvalue()).shape == (4, 5, 3)
+
+
+@pytest.mark.parametrize("decoder", images.DECODERS)
+@pytest.mark.parametrize("keep", [0, 4, 30, 300, -2])
+def test_truncated_images_are_errors(decoder, keep):
+    with pytest.raises(images.DecodeError, match="cannot be decoded"):
+        images.decode(jpeg(1)[:keep], decoder)
+
+
+@pytest.mark.parametrize("decoder", images.DECODERS)
+def test_garbage_is_an_error(decoder):
+    for data in (b"hello", images.JPEG + b"garbage" * 50):
+        with pytest.raises(images.DecodeError):
+            images.decode(data, decoder)
+
+
+def test_resolve_decoder():
+    assert images.resolve_decoder()[0] == "pil"
+    assert images.resolve_decoder("torchvision")[0] == "torchvision"
+    with pytest.raises(UserError, match=r"data.decode=torchvison: .* Did you mean 'torchvision'"):
+        images.resolve_decoder("torchvison")
+
+
+def test_resize_close_to_pil():
+    smooth = images.resize(images.decode(jpeg(3, 40, 30)), 200, 300, exact=True)
+    for size in ((64, 96), (113, 50), (333, 444)):
+        exact, fast = (images.resize(smooth, *size, exact=e) for e in (True, False))
+        assert exact.shape == fast.shape == (*size, 3)
+        assert np.abs(exact.astype(int) - fast).mean() < 0.05
+    assert images.resize(smooth, 200, 300) is smooth
+
+
+def test_decoders_agree_on_photographs(photographs):
+    for data in photographs[:20]:
+        pil, torchvision = (images.decode(data, decoder).astype(int) for decoder in images.DECODERS)
+        assert np.abs(pil - torchvision).mean() < 0.1
