@@ -63,9 +63,20 @@ def test_resuming_gives_the_rest_of_the_straight_run(shards):
         assert sorted(rest) == [row for row in straight if row[0] >= start]
 
 
-def test_augmentation_differs_by_epoch_and_position(shards):
-    rows = contents(train_loader(shards))
-    assert len({row[-1] for row in rows}) == len(rows)
+def test_each_row_is_its_sample_under_its_key(shards):
+    """Recomputed without the loader: order, read, decode, augment by (seed, AUGMENT, epoch, position, copy 0)."""
+    loader = train_loader(shards, seed=11, world=2, rank=1, micro=2)
+    out = np.empty(loader.pipeline.shape, np.uint8)
+    for batch in loader:
+        epoch, parts = loader.plan.local(batch.step, 1, 2, 2)
+        for micro, (_, positions) in zip(batch.micros, parts, strict=True):
+            for i, position in enumerate(positions.tolist()):
+                shard, j = (int(x[0]) for x in loader.order(epoch, positions[i : i + 1]))
+                sample = shards.read(shard, j)
+                loader.pipeline(sample.data, draws.key(11, draws.Purpose.AUGMENT, epoch, position, 0), out)
+                assert np.array_equal(micro.images[i].permute(1, 2, 0).numpy(), out)
+                assert int(micro.labels[i]) == sample.label
+                assert int(micro.prefix[i]) == draws.key(shard, j, sample.crc)
 
 
 def test_images_are_channels_last_uint8(shards):
@@ -325,7 +336,10 @@ def test_evaluation_of_digits():
 
 def test_undecodable_images_are_left_out_of_the_evaluation(tmp_path):
     _, source = bad_set(tmp_path, {(1, 19), (0, 2)})
-    batches = list(eval_loader(source, batch=16))
+    batches = []
+    for one in eval_loader(source, batch=16):
+        batches.append(one)
+        assert not one.images[~one.valid].any()  # no pixels of a batch before
     assert [(b.shard, b.j, b.key) for one in batches for b in one.bad] == [(0, 2, "k0-02"), (1, 19, "k1-19")]
     assert sum(int(one.valid.sum()) for one in batches) == 38  # the padding repeats (1, 19): not counted again
     _, source = bad_set(tmp_path / "worse", {(0, j) for j in range(11)})
