@@ -58,6 +58,8 @@ class TrainLoader:
         pin: bool = False,
     ):
         """micro: samples of a micro-batch. pixels: also give the CRC of each row. pin: page-locked buffers (CUDA)."""
+        if plan.samples != order.samples:
+            raise ValueError(f"a plan of {plan.samples} samples for an order of {order.samples}")
         for segment in plan.segments:
             check_world(segment.batch, segment.group, world)
             check_micro(segment.batch, segment.group, world, micro)

@@ -68,9 +68,11 @@ class Order:
         self._lock = threading.Lock()
 
     def __call__(self, epoch: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(shard, sample in shard), int64 of the shape of ``positions`` (each in [0, N))."""
+        """(shard, sample in shard), int64 of the shape of ``positions``. Raises IndexError outside [0, N)."""
         shape = np.shape(positions)
         position = np.asarray(positions, np.int64).reshape(-1)
+        if position.size and not 0 <= position.min() <= position.max() < self.samples:
+            raise IndexError(f"position {position.max()} in an epoch of {self.samples} samples")
         with self._lock:
             line = self._epoch(epoch)
             lane, slot = position % self.lanes, position // self.lanes

@@ -184,6 +184,19 @@ def test_a_batch_in_use_is_never_overwritten(shards):
         held = [*held[-1:], (batch, now)]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_pinned_batches_survive_their_asynchronous_copies(shards):
+    straight = contents(train_loader(shards))
+    copied = []
+    for batch in train_loader(shards, pin=True, threads=4):
+        assert batch.micros[0].images.is_pinned()
+        copied.append(batch.micros[0].images.to("cuda", non_blocking=True))
+    torch.cuda.synchronize()
+    rows = torch.cat(copied).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    assert [row.tobytes() for row in rows] == [row[-1] for row in straight]
+
+
 def test_worlds_that_do_not_divide(shards):
     with pytest.raises(UserError, match="3 processes cannot share"):
         train_loader(shards, world=3)

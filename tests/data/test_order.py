@@ -48,6 +48,9 @@ def test_shape_and_empty_positions():
     shard, j = order(0, np.arange(12).reshape(3, 4))
     assert shard.shape == j.shape == (3, 4)
     assert order(0, np.arange(0))[0].shape == (0,)
+    for outside in (-1, sum(COUNTS)):
+        with pytest.raises(IndexError, match="82 samples"):
+            order(0, np.array([0, outside]))
 
 
 @pytest.mark.parametrize(("lanes", "window"), [(1, 240), (1, 10**6)])
