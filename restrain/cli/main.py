@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from restrain import __version__
+from restrain.cli.data import app as data
 from restrain.cli.evaluate import evaluate
 from restrain.cli.show import show
 from restrain.cli.train import resume, train
@@ -65,6 +66,7 @@ app.command()(train)
 app.command()(resume)
 app.command()(evaluate)
 app.command()(show)
+app.add_typer(data, name="data")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from restrain.insight.profile import Profile
 from restrain.run.checkpoint import Writer
@@ -19,10 +19,7 @@ from restrain.survival.signals import Flag
 from restrain.training.evaluate import Interrupted
 from restrain.training.recorder import Recorder
 from restrain.training.state import RunState
-from restrain.training.vector import Reading
-
-if TYPE_CHECKING:
-    from restrain.training.step import Run
+from restrain.training.vector import Reading, StepVector
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ class Border:
 
     # ------------------------------------------------------------------------------------------------- between steps
 
-    def begin(self, run: Run) -> None:
+    def begin(self) -> None:
         """Before the first step of an attempt: repeat the evaluation that the last attempt was interrupted in."""
         if self.recorder is not None:
             self.recorder.resume_clock()
@@ -100,7 +97,7 @@ class Border:
             if self.state.evaluated_at == self.state.step:
                 self.save(best)  # the checkpoint of this step does not know its evaluation yet: replace it
 
-    def after_step(self, run: Run) -> bool:
+    def after_step(self, vector: StepVector) -> bool:
         """After each step; True: the run leaves here. Called once where no step was left to train."""
         step = self.state.step
         self.writer.poll()
@@ -109,9 +106,9 @@ class Border:
         due = self.evaluation_is_due()
         last = step >= self.cadence.total
         planned = due or last or (self.cadence.save(step) and step != self.saved_at)
-        readings = run.vector.read(leave=0 if planned else 1)
+        readings = vector.read(leave=0 if planned else 1)
         if any(r.save or r.leaving for r in readings) and not planned:
-            readings += run.vector.read()
+            readings += vector.read()
             planned = True
         line = self.record(readings, hold=step if due else None)
         if not planned:
@@ -201,6 +198,11 @@ class Border:
         self.writer.wait()
         if self.profile is not None:
             self.profile.close()
+
+    def close(self, sound: bool) -> None:
+        """Stop writing. ``sound``: false when an error is being told already, which no other one may replace."""
+        if self.recorder is not None:
+            self.recorder.close(keep_errors=not sound)
 
     def outcome(self) -> Outcome:
         if self.displaced:

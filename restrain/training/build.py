@@ -12,13 +12,14 @@ from torch import nn
 
 from restrain.data import augment, sets
 from restrain.data.images import decode, resolve_decoder
+from restrain.data.indexing import Reporter
 from restrain.data.loader import EvalLoader, TrainLoader
 from restrain.data.mix import Mix
 from restrain.data.order import ORDER_VERSION, Order, Plan, Segment, resolve_shuffle
 from restrain.data.reader import Source
 from restrain.errors import UserError
 from restrain.models.build import build_model
-from restrain.models.init import init_model
+from restrain.models.init import materialise
 from restrain.models.norm import set_group
 from restrain.optim import schedules
 from restrain.optim.ema import Ema
@@ -50,11 +51,11 @@ class Data:
         return self.train_pipeline.size**2
 
 
-def open_data(recipe: Recipe, notice: Callable[[str], None] = lambda text: None) -> Data:
-    """Open the sets of a recipe, indexing them first where they have no index."""
-    train = sets.open_source(recipe.data, "train", classes=recipe.model.classes)
+def open_data(recipe: Recipe, reporter: Reporter | None = None) -> Data:
+    """Open the sets of a recipe, indexing them first where they have no index; ``reporter`` tells of it."""
+    train = sets.open_source(recipe.data, "train", classes=recipe.model.classes, reporter=reporter)
     assert train is not None
-    evaluation = sets.open_source(recipe.data, "eval", classes=recipe.model.classes)
+    evaluation = sets.open_source(recipe.data, "eval", classes=recipe.model.classes, reporter=reporter)
     if train.channels != recipe.model.in_chans:
         raise UserError(
             f"model.in_chans={recipe.model.in_chans}, but the images of data.name={recipe.data.name} have "
@@ -132,9 +133,7 @@ def build_model_on(recipe: Recipe, device: torch.device, seed: int) -> nn.Module
     section = recipe.model.model_dump()
     with torch.device("meta"):
         model = build_model(section)
-    model.to(precision.dtype_of_weights(recipe.precision))
-    model.to_empty(device=device)
-    init_model(model, seed)
+    materialise(model.to(precision.dtype_of_weights(recipe.precision)), device, seed)
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     set_group(model, recipe.batch.group)
     return model

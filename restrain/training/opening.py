@@ -15,7 +15,6 @@ from restrain.errors import UserError, WorldError
 from restrain.recipe import Recipe, differences, is_placement, load, to_yaml
 from restrain.run import checkpoint, journal, lockfile
 from restrain.run.folder import RunFolder
-from restrain.run.lease import Lease
 
 
 @dataclass
@@ -89,7 +88,6 @@ def _set(section: Any, parts: Sequence[str], value: Any) -> Any:
 
 def open_run(
     folder: RunFolder,
-    lease: Lease,
     recipe: Recipe,
     identity: Mapping[str, Any],
     *,
@@ -113,7 +111,7 @@ def open_run(
             f"{' '.join(found.problems)} Restore one from a copy, or move the folder away to begin anew."
         )
     attempt = folder.begin_attempt()
-    checkpoint.clean(folder.checkpoints, attempt, found)
+    found = checkpoint.clean(folder.checkpoints, attempt, found) or found
     opening = Opening(attempt, found.step or 0, str(found.path) if found.path else None, notices=list(found.problems))
     held = False
     if found.path is not None:

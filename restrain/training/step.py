@@ -34,6 +34,7 @@ from restrain.training.classify import Classify
 from restrain.training.state import RunState
 from restrain.training.vector import StepVector
 
+AHEAD = 64  # steps whose rows and learning rates are worked out at once
 DDP_OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters  # torch 2.13 renamed one of them
 
 
@@ -44,6 +45,7 @@ class StepSettings:
     seed: int
     micro: int
     classes: int
+    shape: tuple[int, int, int]  # channels, height, width of an image
     precision: str
     factor: Callable[[int], float]
     clip: float | None = None
@@ -76,7 +78,9 @@ class Run(L.LightningModule):
         self.vector = StepVector(self.place, world.size)
         joins = [(name, join) for name, join in named_joins(task.model)]
         self.drop_rates = np.array([join.rate for _, join in joins])
+        self.drops = bool(self.drop_rates.any())
         self.join_keys = np.array([draws.name_key(name) for name, _ in joins], np.uint64)
+        self.ahead: dict[int, tuple[int, list[tuple[int, np.ndarray]], float]] = {}
 
     # ----------------------------------------------------------------------------------------------- Lightning's hooks
 
@@ -88,13 +92,17 @@ class Run(L.LightningModule):
 
     def on_train_start(self) -> None:
         signals.reinstall()
-        self.border.begin(self)
+        self.rehearse()
+        self.border.begin()
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         self.step(batch)
 
+    # Lightning asks for the arguments of this method in every step; where they are written down, that costs nothing.
+    training_step.__signature__ = inspect.signature(training_step)  # pyright: ignore[reportFunctionMemberAccess]
+
     def on_train_batch_end(self, outputs: Any, batch: StepBatch, batch_idx: int) -> None:
-        if self.border.after_step(self):
+        if self.border.after_step(self.vector):
             self.trainer.should_stop = True
 
     def share_gradients(self) -> None:
@@ -107,7 +115,7 @@ class Run(L.LightningModule):
             self.task.model, device_ids=devices, gradient_as_bucket_view=True, **{quiet: False}
         )
 
-    def rehearse(self, images: Tensor) -> None:
+    def rehearse(self) -> None:
         """One forward and backward pass that changes nothing, before the first step.
 
         DDP orders its buckets anew after its first backward pass, so without this the first step after a resume would
@@ -115,6 +123,9 @@ class Run(L.LightningModule):
         """
         if self.world.size == 1:
             return
+        images = torch.zeros(self.settings.micro, *self.settings.shape, dtype=torch.uint8, device=self.place)
+        images = images.contiguous(memory_format=torch.channels_last)
+        set_factors(self.task.model, torch.ones(len(self.join_keys), len(images), device=self.place))
         with precision.autocast(self.settings.precision, self.place):
             self.net(self.task.normalise(images)).float().sum().backward()
         for p in self.trained:
@@ -123,21 +134,33 @@ class Run(L.LightningModule):
 
     # ------------------------------------------------------------------------------------------------------- the step
 
+    def planned(self, step: int) -> tuple[int, list[tuple[int, np.ndarray]], float]:
+        """Of a step: its epoch, (first row, positions [micro]) of this rank's micro-batches, factor of the base rates.
+
+        Worked out for many steps at once, because the same calls one by one, in caches full of the network, take
+        several times as long.
+        """
+        if step not in self.ahead:
+            rank, world, micro = self.world.rank, self.world.size, self.settings.micro
+            steps = range(step, step + AHEAD)
+            self.ahead = {s: (*self.plan.local(s, rank, world, micro), self.settings.factor(s)) for s in steps}
+        return self.ahead[step]
+
     def step(self, batch: StepBatch) -> None:
         """Train one optimizer step on this rank's micro-batches."""
-        state, settings, world = self.state, self.settings, self.world
+        state = self.state
         step = state.step
-        epoch, parts = self.plan.local(step, world.rank, world.size, settings.micro)
+        epoch, parts, factor = self.planned(step)
         if batch.step != step or len(batch.micros) != len(parts):
             raise AssertionError(f"the loader handed over step {batch.step} for step {step}")
         for p in self.trained:
             p.grad = None
-        loss = correct = torch.zeros((), dtype=torch.float64, device=self.place)
-        rows_here = len(parts) * settings.micro
-        hash_, pixels = 0, 0
+        rows_here = len(parts) * self.settings.micro
+        losses, corrects, hash_, pixels = [], [], 0, 0
         for number, (micro, (first, positions)) in enumerate(zip(batch.micros, parts, strict=True)):
-            micro_loss, micro_correct = self.micro_step(micro, step, first, rows_here, number == len(parts) - 1)
-            loss, correct = loss + micro_loss, correct + micro_correct
+            loss, correct = self.micro_step(micro, step, first, rows_here, number == len(parts) - 1)
+            losses.append(loss)
+            corrects.append(correct)
             # Positions come from the plan, never from the loader: a row in the wrong place changes the hash.
             hash_ += ledger.row_sum(micro.prefix, epoch, positions)
             if micro.pixels is not None:
@@ -146,13 +169,13 @@ class Run(L.LightningModule):
             self.border.replaced(step + 1, batch.replaced)
             state.replaced += len(batch.replaced)
         vector = self.vector.reduce(
-            loss,
-            correct,
+            sum(losses[1:], losses[0]),
+            sum(corrects[1:], corrects[0]),
             [batch.wait, len(batch.replaced), *self.border.asks(), signals.encode(signals.flag())],
             hash_ & draws.MASK,
             pixels & draws.MASK,
         )
-        lr = self.update(step, vector)
+        lr = self.update(step, vector, factor)
         state.step = step + 1
         self.vector.keep(state.step, epoch, lr, vector)
 
@@ -160,7 +183,7 @@ class Run(L.LightningModule):
         """Forward and backward of one micro-batch; (sum of row losses, number of correct rows), on the device."""
         images = micro.images.to(self.place, non_blocking=True)
         labels = micro.labels.to(self.place, non_blocking=True)
-        if self.drop_rates.any():
+        if self.drops:
             set_factors(self.task.model, self.drop_factors(step, first, len(labels)))
         reduce_later = not last and isinstance(self.net, DistributedDataParallel)
         with self.net.no_sync() if reduce_later else nullcontext():  # pyright: ignore
@@ -171,11 +194,12 @@ class Run(L.LightningModule):
                     inputs, target = mix.apply(inputs, soft, micro.mix)
                 logits = self.net(inputs)
             rows = self.task.rows(logits, target)
-            # DDP averages over ranks, so dividing by this rank's rows gives the mean over the global batch.
-            loss = rows.sum() / rows_here
+            # The loss is the mean over the global batch. DDP averages over ranks, so each row weighs one over the number
+            # of this rank's rows; said as the rows' gradient, the mean itself need not be computed and differentiated.
+            weight = torch.full_like(rows, 1.0 / rows_here)
             if self.state.scaler is not None:
-                loss = loss * self.state.scaler.scale
-            loss.backward()
+                weight = weight * self.state.scaler.scale
+            rows.backward(weight)
         self.statistics.accumulate()
         return rows.detach().sum(dtype=torch.float64), (logits.detach().argmax(-1) == labels).sum()
 
@@ -191,15 +215,16 @@ class Run(L.LightningModule):
         return torch.from_numpy(factors).to(self.place, precision.dtype_of_weights(self.settings.precision))
 
     @torch.no_grad()
-    def update(self, step: int, vector: Tensor) -> float:
-        """Clip, guard and commit the step; returns the learning rate.
+    def update(self, step: int, vector: Tensor, factor: float) -> float:
+        """Clip, guard and commit the step; returns the learning rate, which is ``factor`` times its base.
 
         The guard: a loss or gradient norm that is not finite leaves weights, optimizer state, EMA and statistics as
         they were, decided on the device, so the host never waits to know.
         """
         state, statistics = self.state, self.statistics
         gradients = [p.grad for p in self.trained if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        # As torch.nn.utils.get_total_norm, which first sorts the gradients by device and dtype: here they have one.
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))  # pyright: ignore[reportPrivateImportUsage]
         scale = None
         if state.scaler is not None:
             scale = 1.0 / state.scaler.scale
@@ -210,10 +235,10 @@ class Run(L.LightningModule):
         if scale is not None:
             torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
         vector[2] = norm
-        ok = torch.isfinite(vector[0] + vector[2])
+        sum_ = vector[0] + norm
+        ok = sum_ - sum_ == 0  # whether it is finite, with fewer kernels than isfinite
         found_inf = (~ok).float()
 
-        factor = self.settings.factor(step)
         for group in state.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         state.optimizer.found_inf = found_inf  # pyright: ignore[reportAttributeAccessIssue]

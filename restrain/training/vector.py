@@ -106,7 +106,7 @@ class StepVector:
                     int(v[4]),
                     v[5] > 0,
                     v[6] > 0,
-                    signals.decode(v[7]),
+                    signals.decode(v[7]) if v[7] else Flag.NONE,
                     ledger.from_limbs(v[HASHES : HASHES + 4]),
                     ledger.from_limbs(v[HASHES + 4 :]),
                     ended,

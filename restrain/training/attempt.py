@@ -1,0 +1,196 @@
+"""One start of a run on one rank: what has been resolved for it, and the parts that belong to its run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from restrain.data.order import Plan
+from restrain.insight.profile import Profile
+from restrain.insight.progress import Progress
+from restrain.parallel.world import World
+from restrain.recipe import Recipe
+from restrain.run import checkpoint
+from restrain.run.folder import RunFolder
+from restrain.run.journal import Journal
+from restrain.run.lease import Lease
+from restrain.run.mirrors import WandbMirror, new_run_id
+from restrain.training import build
+from restrain.training.border import Border
+from restrain.training.classify import Classify
+from restrain.training.evaluate import evaluate
+from restrain.training.opening import Opening
+from restrain.training.placement import Placement
+from restrain.training.recorder import Recorder
+from restrain.training.state import RunState
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """``recipe``: with every auto resolved. ``lease``: rank 0's, None elsewhere."""
+
+    recipe: Recipe
+    folder: RunFolder
+    lease: Lease | None
+    world: World
+    device: torch.device
+    where: Placement
+    data: build.Data
+    opened: Opening
+
+    @property
+    def circumstances(self) -> dict[str, Any]:
+        """What bits may depend on besides the recipe: kept in each checkpoint's manifest."""
+        return self.where.as_dict() | {"world": self.world.size, "torch": torch.__version__}
+
+    def announcement(self, plan: Plan, total: int, state: RunState) -> list[str]:
+        """Lines for a person: what is trained, on what, in which steps, and where it goes on."""
+        recipe, where, world, data = self.recipe, self.where, self.world, self.data
+        evaluated = "no evaluation set here: nothing is evaluated"
+        if data.evaluation is not None:
+            evaluated = f"{int(data.evaluation.counts.sum()):,} evaluated every {recipe.evaluate.every}"
+        accumulation = recipe.batch.global_ // world.size // where.micro
+        lines = [
+            f"run folder {self.folder.path}",
+            f"{recipe.model.name}, join {recipe.model.join.name}, {recipe.precision} on {world.size} x "
+            f"{self.device.type}, {where.threads} thread(s)",
+            f"{int(data.train.counts.sum()):,} training samples, {evaluated}",
+            f"{total:,} steps of {recipe.batch.global_} ({world.size} process(es) x {accumulation} micro-batch(es) of "
+            f"{where.micro}, groups of {recipe.batch.group})",
+        ]
+        if state.step:
+            lines.append(f"attempt {self.opened.attempt}: going on after step {state.step} of {total}")
+        elif self.opened.attempt > 1:
+            lines.append(f"attempt {self.opened.attempt}: no checkpoint yet, beginning at step 1")
+        return lines + self.opened.notices
+
+    def not_bit_equal(self, reader: checkpoint.Reader) -> list[str]:
+        """One notice naming what differs from where the checkpoint was made and may move the last bits."""
+        was, now = reader.placement, self.circumstances
+        names = [name for name in ("device", "world", "micro", "threads", "torch") if name in was]
+        parts = [f"{name} {was[name]} -> {now[name]}" for name in names if was[name] != now[name]]
+        if not parts:
+            return []
+        return [f"not bit-equal from here on ({', '.join(parts)}); samples, draws and schedule are the same"]
+
+    def intervene(self, plan: Plan, state: RunState) -> Plan:
+        """Record what was allowed to change; a changed batch goes on from the next sample of the old one's plan."""
+        before, opened = state.interventions, self.opened
+        state.interventions = before + [i for i in opened.interventions if i not in before]
+        if any(i["kind"] == "fork" and i["at_step"] == state.step for i in opened.interventions):
+            state.best, state.tracker = None, {}
+        batch, group = self.recipe.batch.global_, self.recipe.batch.group
+        if (batch, group) == (state.segments[-1]["batch"], state.segments[-1]["group"]):
+            return plan
+        epoch, position = plan.place(state.step)
+        new = {"from_step": state.step, "epoch": epoch, "position": position, "batch": batch, "group": group}
+        state.segments = [*state.segments, new]
+        return build.build_plan(self.recipe, self.data, state.segments)
+
+    # ------------------------------------------------------------------------------------------ parts of the run folder
+
+    def border(self, task: Classify, state: RunState, plan: Plan, total: int, progress: Progress) -> Border:
+        return Border(
+            state,
+            build.build_cadence(self.recipe, plan, total, self.data.evaluation is not None),
+            self.writer(),
+            evaluate=self.evaluator(task, state, progress),
+            recorder=self.recorder(plan, total, state, progress) if self.world.rank == 0 else None,
+            lease=self.lease,
+            rank=self.world.rank,
+            replaced=self.bad_samples(progress),
+            profile=self.profile(plan, total),
+        )
+
+    def writer(self) -> checkpoint.Writer:
+        return checkpoint.Writer(
+            self.folder.checkpoints,
+            self.world.rank,
+            self.world.size,
+            self.opened.attempt,
+            self.recipe.checkpoint.keep,
+            placement=self.circumstances,
+            before_commit=self.lease.check if self.lease is not None else None,
+        )
+
+    def recorder(self, plan: Plan, total: int, state: RunState, progress: Progress) -> Recorder:
+        assert self.lease is not None
+        cadence = self.recipe.track.every
+        return Recorder(
+            Journal(self.folder.journal, guard=self.lease.check),
+            Journal(self.folder.ledger, guard=self.lease.check),
+            progress,
+            self.mirror(state, progress),
+            plan=plan,
+            every=build.every(cadence, plan, total),
+            seconds=cadence.seconds() if cadence.is_wall_clock else None,
+            pixels=self.recipe.track.pixels,
+        )
+
+    def mirror(self, state: RunState, progress: Progress) -> WandbMirror | None:
+        """The wandb mirror; its run's id is born in the run folder before the first line is sent."""
+        settings = self.recipe.track.wandb
+        if settings.mode == "disabled":
+            return None
+        run_id = self.folder.read_info().get("wandb_id") or state.tracker.get("id") or new_run_id()
+        self.folder.update_info({"wandb_id": run_id})
+        return WandbMirror(
+            settings.mode,
+            self.folder.path,
+            run_id,
+            self.recipe.model_dump(mode="json"),
+            project=settings.project,
+            entity=settings.entity,
+            name=settings.name or self.folder.path.name,
+            tags=list(settings.tags),
+            last_sent=state.tracker.get("last_sent", -1),
+            warn=progress.notice,
+        )
+
+    def evaluator(
+        self, task: Classify, state: RunState, progress: Progress
+    ) -> Callable[[Callable[[], bool]], dict[str, float]] | None:
+        """``evaluate(leave)``: metrics ``eval/...`` of the EMA where there is one, else of the weights."""
+        if self.data.evaluation is None:
+            return None
+        loader = build.build_eval_loader(self.recipe, self.data, self.world, self.where)
+
+        def run(leave: Callable[[], bool]) -> dict[str, float]:
+            with state.ema.swap(task.model) if state.ema is not None else nullcontext():
+                found = evaluate(
+                    task,
+                    loader,
+                    device=self.device,
+                    number_format=self.recipe.precision,
+                    world=self.world.size,
+                    leave=leave,
+                    progress=progress,
+                )
+            return {f"eval/{name}": value for name, value in found.items()}
+
+        return run
+
+    def bad_samples(self, progress: Progress) -> Callable[[int, Sequence[Any]], None]:
+        """Writes down the samples that could not be used; one file a rank, since ranks may be on different nodes."""
+        rank = self.world.rank
+        path = self.folder.path / ("bad_samples.jsonl" if rank == 0 else f"bad_samples-{rank:04d}.jsonl")
+
+        def write(step: int, replaced: Sequence[Any]) -> None:
+            with path.open("a") as file:
+                for r in replaced:
+                    entry = {"step": step, "shard": r.shard, "j": r.j, "key": r.key, "reason": r.reason}
+                    file.write(json.dumps(entry | {"used_j": r.used_j}) + "\n")
+                    progress.notice(f"step {step}: sample {r.key} of {r.shard} replaced by its neighbour: {r.reason}")
+
+        return write
+
+    def profile(self, plan: Plan, total: int) -> Profile | None:
+        if self.recipe.profile is None:
+            return None
+        at = self.recipe.profile.at.steps(plan.steps_per_epoch, total)
+        return Profile(at, self.recipe.profile.steps, self.folder.attempt_dir, self.world.rank)
