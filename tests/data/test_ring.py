@@ -47,14 +47,20 @@ def test_a_batch_stays_until_the_one_two_later_is_asked_for():
 
 def test_reads_ahead_no_further_than_its_slots():
     started = []
+
+    def furthest(expected):
+        deadline = time.monotonic() + 10
+        while max(started, default=-1) < expected and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.03)  # time enough to go too far
+        return max(started)
+
     ring = ring_of(lambda job, slot, first, last: started.append(job.number), slots=5)
     next(ring)
-    time.sleep(0.05)
-    assert max(started) == 4  # five slots, none given back yet
-    for _ in range(2):
-        next(ring)
-    time.sleep(0.05)
-    assert max(started) == 5
+    assert furthest(4) == 4  # five slots, none given back yet
+    next(ring)
+    next(ring)
+    assert furthest(5) == 5
     ring.close()
 
 
