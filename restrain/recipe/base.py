@@ -22,6 +22,7 @@ AsTuple = BeforeValidator(_as_tuple)
 
 Auto = Literal["auto"]
 Positive = Annotated[int, Field(gt=0)]
+Threads = Annotated[int, Field(gt=0, le=1024)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 """A share or a probability, 0 to 1."""
 NonNegative = Annotated[float, Field(ge=0)]

@@ -34,7 +34,9 @@ def build(root: Mapping, cls: type[BaseModel], title: str, kind: str = "a recipe
     try:
         return cls.model_validate(values), reader.origins
     except ValidationError as error:
-        refuse([text for found in error.errors() for text in _told(found, values, reader.origins)], title)
+        # A number that misses its bound is no "auto" either: that is not a second problem.
+        errors = [found for found in error.errors() if found["type"] != "literal_error"] or error.errors()
+        refuse([text for found in errors for text in _told(found, values, reader.origins)], title)
 
 
 def _told(found: Any, values: Any, origins: dict[str, Origin]) -> list[str]:

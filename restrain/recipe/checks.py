@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 DIGITS_CLASSES = 10
 DIGITS_SIDE = 8
+TOP5_ABOVE = 10  # classes; with fewer, five guesses say little
 
 
 class Problem(NamedTuple):
@@ -34,7 +35,7 @@ class Misfit(ValueError):
 
 def problems(recipe: "Recipe") -> Iterator[Problem]:
     """Everything in ``recipe`` that does not fit together."""
-    for check in (_batch, _model, _data, _resolution, _mix, _optimizer, _schedule, _parallel):
+    for check in (_batch, _model, _data, _resolution, _mix, _optimizer, _schedule, _parallel, _checkpoint):
         yield from check(recipe)
 
 
@@ -192,3 +193,15 @@ def _parallel(recipe: "Recipe") -> Iterator[Problem]:
                 yield Problem(
                     f"parallel.{name}", f"= {getattr(parallel, name)}, but parallel.strategy = single is one process"
                 )
+
+
+def _checkpoint(recipe: "Recipe") -> Iterator[Problem]:
+    best = recipe.checkpoint.best
+    measured = ["eval/loss", "eval/top1", *(["eval/top5"] if recipe.model.classes > TOP5_ABOVE else [])]
+    if best is not None and best not in measured:
+        told = f"= {best} is not measured; {', '.join(measured)} are"
+        if best == "eval/top5":
+            told = (
+                f"= eval/top5 is measured above {TOP5_ABOVE} classes only, and model.classes = {recipe.model.classes}"
+            )
+        yield Problem("checkpoint.best", told)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from restrain.recipe.base import AsTuple, Auto, Positive, PositiveFloat, Section, Unit
+from restrain.recipe.base import AsTuple, Auto, Positive, PositiveFloat, Section, Threads, Unit
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -63,8 +63,8 @@ class _Data(Section):
     augment: Annotated[tuple[Augmentation, ...], AsTuple] = Field(
         default=(), description="Augmentations of training images, in this order; each is a pure function of its key."
     )
-    repeats: Positive = Field(default=1, description="How often an epoch shows each image (repeated augmentation).")
-    threads: Auto | Positive = Field(
+    repeats: Annotated[int, Field(ge=1, le=1)] = Field(default=1, description="How often an epoch shows each image.")
+    threads: Auto | Threads = Field(
         default="auto", description="Threads that read and decode, a process. Changes no result."
     )
     decode: Literal["auto", "pil", "torchvision"] = Field(default="auto", description="Which library decodes images.")

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from restrain.recipe.base import AsTuple, Auto, Cadence, Every, NonNegative, Positive, Section, Steps
+from restrain.recipe.base import AsTuple, Auto, Cadence, Every, NonNegative, Positive, Section, Steps, Threads
 from restrain.recipe.durations import Duration
 
 
@@ -19,7 +19,7 @@ class Parallel(Section):
     nodes: Auto | Positive = Field(
         default="auto", description="Number of nodes; auto: what torchrun or Slurm says, else 1."
     )
-    threads: Auto | Positive = Field(default="auto", description="Threads of torch within an operation, a process.")
+    threads: Auto | Threads = Field(default="auto", description="Threads of torch within an operation, a process.")
     remat: Literal["none", "block"] = Field(
         default="none", description="Recompute each residual block in the backward pass (activation checkpointing)."
     )

@@ -62,6 +62,11 @@ CASES = {
     "model.freeze=[stam]": "model.freeze[0] = stam does not look right (pattern ^(stem|head|block:\\d+(-\\d+)?)$).",
     "seed=-1": "seed = -1 must be at least 0.",
     "checkpoint.best=top1": "checkpoint.best = top1 does not look right (pattern ^eval/[a-z0-9_]+$).",
+    "checkpoint.best=eval/f1": "checkpoint.best = eval/f1 is not measured; eval/loss, eval/top1 are.",
+    "checkpoint.best=eval/top5": "checkpoint.best = eval/top5 is measured above 10 classes only, and "
+    "model.classes = 10.",
+    "batch.micro=-1": "batch.micro = -1 must be more than 0.",
+    "data.threads=2000": "data.threads = 2000 must be at most 1024.",
 }
 
 

@@ -71,8 +71,8 @@ sources = named(
     train=text,
     eval=st.none() | text,
     augment=augmentations,
-    repeats=counts,
-    threads=auto | counts,
+    repeats=st.just(1),
+    threads=auto | st.integers(1, 1024),
     max_bad=shares,
     cache=st.none() | text,
 ) | named("webdataset", train=text, lanes=auto | counts, window=auto | counts)
