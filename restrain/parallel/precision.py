@@ -52,7 +52,9 @@ class LossScale:
 
     def update(self, found_inf: torch.Tensor) -> None:
         """``found_inf``: 0-dim float tensor, 1.0 after a step whose gradients were not finite."""
-        torch._amp_update_scale_(self.scale, self.growth, found_inf, 2.0, 0.5, 2000)
+        torch._amp_update_scale_(  # pyright: ignore[reportPrivateImportUsage]
+            self.scale, self.growth, found_inf, 2.0, 0.5, 2000
+        )
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {"loss_scale|scaler": self.scale, "growth|scaler": self.growth}

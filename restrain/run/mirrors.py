@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from restrain.run.journal import read
+
 MODES = ("disabled", "offline", "online")
 MOST_WAITING = 100_000  # lines; beyond it the mirror is stuck, and memory is worth more
 
@@ -42,6 +44,8 @@ class WandbMirror:
         config: the recipe as plain data, shown by wandb.
         project, entity, name, tags: as wandb's.
         last_sent: the last step sent as the caller knows it (from a checkpoint); the file's counts too.
+        backlog: the journal as it stands: its lines after the last one sent are sent first (a kill may have come
+            before they were).
         warn: called once, from the thread, when the mirror fails; None: standard error.
     """
 
@@ -57,6 +61,7 @@ class WandbMirror:
         name: str | None = None,
         tags: list[str] | None = None,
         last_sent: int = -1,
+        backlog: Path | None = None,
         warn: Callable[[str], None] | None = None,
     ):
         if mode not in MODES:
@@ -64,7 +69,7 @@ class WandbMirror:
         self.mode, self.run_dir, self.run_id = mode, Path(run_dir), run_id
         self._exit_code = 0
         self.active = mode != "disabled"  # False once it has failed or was closed
-        self.last_sent = last_sent
+        self.last_sent, self._backlog = last_sent, backlog
         self._warn = warn or _warn
         self._settings: dict[str, Any] = {"config": dict(config or {}), "project": project, "entity": entity}
         self._settings |= {"name": name, "tags": list(tags or [])}
@@ -102,16 +107,13 @@ class WandbMirror:
     def _run(self) -> None:
         try:
             run = self._start()
+            if self._backlog is not None:
+                for line in read(self._backlog):
+                    self._send(run, line)
             while (line := self._lines.get()) is not None:
                 if not self.active:
                     return
-                line = json.loads(line) if isinstance(line, str) else line
-                step = int(line["step"])
-                if step <= self.last_sent:
-                    continue
-                self._remember(step)
-                run.log({key: value for key, value in line.items() if key != "step"}, step=step)
-                self.last_sent = step
+                self._send(run, json.loads(line) if isinstance(line, str) else line)
             run.finish(exit_code=self._exit_code)
         except (
             Exception,
@@ -122,6 +124,14 @@ class WandbMirror:
             if self._mark >= 0:
                 os.close(self._mark)
                 self._mark = -1
+
+    def _send(self, run: Any, line: Mapping[str, Any]) -> None:
+        step = int(line["step"])
+        if step <= self.last_sent:
+            return
+        self._remember(step)
+        run.log({key: value for key, value in line.items() if key != "step"}, step=step)
+        self.last_sent = step
 
     def _start(self) -> Any:
         own = self.run_dir / "wandb"

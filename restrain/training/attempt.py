@@ -149,6 +149,7 @@ class Attempt:
             name=settings.name or self.folder.path.name,
             tags=list(settings.tags),
             last_sent=state.tracker.get("last_sent", -1),
+            backlog=self.folder.journal,
             warn=progress.notice,
         )
 

@@ -112,8 +112,8 @@ def identity(name: str, recipe: Recipe, data: Data) -> dict[str, Any]:
 
 def build_plan(recipe: Recipe, data: Data, segments: list[dict[str, int]]) -> Plan:
     """The plan of steps. ``segments``: those that interventions appended, as a checkpoint stores them."""
-    lanes, _ = resolve_shuffle(int(data.train.counts.sum()), recipe.data.lanes, recipe.data.window)
-    samples = int(data.train.counts.sum()) * recipe.data.repeats
+    samples = int(data.train.counts.sum())
+    lanes, _ = resolve_shuffle(samples, recipe.data.lanes, recipe.data.window)
     first = segments[0] if segments else {"batch": recipe.batch.global_, "group": recipe.batch.group}
     return Plan(samples, first["batch"], first["group"], lanes, [Segment(**s) for s in segments[1:]])
 

@@ -62,6 +62,9 @@ class Classify(L.LightningModule):
         optimizer: makes the optimizer under a plain Trainer; SGD at 0.1 with momentum 0.9 when not given.
     """
 
+    scale_C11: Tensor
+    shift_C11: Tensor
+
     def __init__(
         self,
         model: nn.Module,

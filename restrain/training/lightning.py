@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import lightning as L
 import torch
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from restrain.parallel import distributed
 from restrain.parallel.world import World

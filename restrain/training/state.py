@@ -39,13 +39,13 @@ class RunState:
     segments: list[dict[str, int]] = field(default_factory=list)
     evaluated_at: int = 0
     best: dict[str, Any] | None = None
-    held: dict[str, Any] | None = None
+    held: str | None = None
     tracker: dict[str, Any] = field(default_factory=dict)
     replaced: int = 0
 
     def named_tensors(self) -> dict[str, Tensor]:
         """``name|kind`` -> the live tensor: param, buffer, each optimizer state by its torch name, ema, scaler."""
-        tensors = {f"{name}|param": p for name, p in self.model.named_parameters()}
+        tensors: dict[str, Tensor] = {f"{name}|param": p for name, p in self.model.named_parameters()}
         persistent = self.model.state_dict(keep_vars=True)
         tensors.update({f"{name}|buffer": b for name, b in self.model.named_buffers() if name in persistent})
         names = {id(p): name for name, p in self.model.named_parameters()}

@@ -110,10 +110,8 @@ class Run(L.LightningModule):
         of which the last alone reduces, so DDP cannot be around this module."""
         devices = [self.place] if self.place.type == "cuda" else None
         # No buffer is ever sent: running statistics are equal on all ranks, drop factors must differ.
-        quiet = "forward_sync_buffers" if "forward_sync_buffers" in DDP_OPTIONS else "broadcast_buffers"
-        self.net = DistributedDataParallel(
-            self.task.model, device_ids=devices, gradient_as_bucket_view=True, **{quiet: False}
-        )
+        quiet: Any = {"forward_sync_buffers" if "forward_sync_buffers" in DDP_OPTIONS else "broadcast_buffers": False}
+        self.net = DistributedDataParallel(self.task.model, device_ids=devices, gradient_as_bucket_view=True, **quiet)
 
     def rehearse(self) -> None:
         """One forward and backward pass that changes nothing, before the first step.
@@ -194,8 +192,8 @@ class Run(L.LightningModule):
                     inputs, target = mix.apply(inputs, soft, micro.mix)
                 logits = self.net(inputs)
             rows = self.task.rows(logits, target)
-            # The loss is the mean over the global batch. DDP averages over ranks, so each row weighs one over the number
-            # of this rank's rows; said as the rows' gradient, the mean itself need not be computed and differentiated.
+            # The loss is the mean over the global batch. DDP averages over ranks, so a row weighs one over the
+            # number of this rank's rows; said as the rows' gradient, the mean need not be computed and differentiated.
             weight = torch.full_like(rows, 1.0 / rows_here)
             if self.state.scaler is not None:
                 weight = weight * self.state.scaler.scale

@@ -99,17 +99,20 @@ class StepVector:
             v = vector.tolist()
             readings.append(
                 Reading(
-                    step,
-                    epoch,
-                    lr,
-                    *v[:4],
-                    int(v[4]),
-                    v[5] > 0,
-                    v[6] > 0,
-                    signals.decode(v[7]) if v[7] else Flag.NONE,
-                    ledger.from_limbs(v[HASHES : HASHES + 4]),
-                    ledger.from_limbs(v[HASHES + 4 :]),
-                    ended,
+                    step=step,
+                    epoch=epoch,
+                    lr=lr,
+                    loss=v[0],
+                    correct=v[1],
+                    grad_norm=v[2],
+                    wait=v[3],
+                    replaced=int(v[4]),
+                    save=v[5] > 0,
+                    stop=v[6] > 0,
+                    flag=signals.decode(v[7]) if v[7] else Flag.NONE,
+                    hash=ledger.from_limbs(v[HASHES : HASHES + 4]),
+                    pixels=ledger.from_limbs(v[HASHES + 4 :]),
+                    ended=ended,
                 )
             )
         return readings

@@ -1,0 +1,103 @@
+"""What one optimizer step computes: against plain torch, under the guard, and under each option of a recipe."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from restrain.parallel.precision import LossScale
+from tests import worlds
+
+SETTINGS = ["length=6st", "evaluate.every=6st", "checkpoint.every=1st", "checkpoint.keep=20", "precision=fp64"]
+
+
+def run_of(folder: Path, *settings: str, faults=(), world: int = 1) -> Path:
+    run = folder / "run"
+    ended = worlds.train(run, [*SETTINGS, *settings], world, {0: list(faults)})
+    assert ended.codes == [0] * world, ended.text
+    return run
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["optimizer={name: sgd, lr: 0.1, momentum: 0.9}"],
+        ["optimizer={name: adamw, lr: 0.01, weight_decay: 0.05}", "ema={decay: 0.5}", "clip=1.0"],
+        ["precision=fp16"],
+    ],
+    ids=["sgd", "adamw", "fp16"],
+)
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path, settings: list[str], step: int) -> None:
+    """Weights, optimizer state, EMA and statistics after the step are those before it; the run goes on."""
+    run = run_of(tmp_path, *settings, faults=[("nan_loss", {"step": step})])
+    if step > 1:
+        before, after = worlds.tensors(run, step - 1), worlds.tensors(run, step)
+        moved = [name for name in before if not torch.equal(before[name], after[name])]
+        # fp16 halves its loss scale and counts anew: that is what such a step is for
+        assert sorted(moved) == (["growth|scaler", "loss_scale|scaler"] if "precision=fp16" in settings else []), moved
+    last = worlds.tensors(run, 6)
+    assert all(torch.isfinite(t.float()).all() for t in last.values())
+    lines = worlds.journal(run)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[step - 1]["train/loss"] == "NaN"
+    assert all(isinstance(line["train/loss"], float) for line in lines if line["step"] != step)
+
+
+def test_a_masked_first_step_is_followed_by_torchs_own_first_step(tmp_path: Path) -> None:
+    run = run_of(tmp_path, faults=[("nan_loss", {"step": 1})])
+    first = worlds.tensors(run, 1)
+    assert all(not t.any() for name, t in first.items() if name.endswith("|momentum_buffer"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["parallel.remat=block"],
+        ["batch.micro=16", "parallel.remat=block"],
+        pytest.param(["parallel.compile=block"], marks=pytest.mark.slow),
+        pytest.param(["parallel.compile=block", "parallel.remat=block"], marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_layouts_compute_the_same(tmp_path: Path, settings: list[str]) -> None:
+    options = ["model.drop_path.rate=0.3"]
+    plain = run_of(tmp_path / "plain", *options)
+    other = run_of(tmp_path / "other", *options, *settings)
+    a, b = worlds.tensors(plain, 6), worlds.tensors(other, 6)
+    assert a.keys() == b.keys()
+    for name, tensor in a.items():
+        scale = tensor.abs().max().item() or 1.0
+        assert (tensor - b[name]).abs().max().item() <= 1e-9 * scale, name
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_drop_path_mixing_clipping_and_ema_do_not_depend_on_the_world(tmp_path: Path, world: int) -> None:
+    options = ["model.drop_path.rate=0.5", "mix={mixup: 0.2, cutmix: 1.0}", "clip=0.5", "ema={decay: 0.9}"]
+    alone = run_of(tmp_path / "alone", *options, "batch.micro=32")
+    many = run_of(tmp_path / "many", *options, world=world)
+    a, b = worlds.tensors(alone, 6), worlds.tensors(many, 6)
+    for name, tensor in a.items():
+        scale = tensor.abs().max().item() or 1.0
+        assert (tensor - b[name]).abs().max().item() <= 1e-9 * scale, name
+    assert [line["train/grad_norm"] for line in worlds.journal(alone)] == pytest.approx(
+        [line["train/grad_norm"] for line in worlds.journal(many)], rel=1e-9
+    )
+
+
+def test_frozen_parts_do_not_move(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "model.freeze=[stem, block:0-3]", "optimizer.weight_decay=0.1")
+    first, last = worlds.tensors(run, 1), worlds.tensors(run, 6)
+    frozen = [n for n in first if n.startswith(("conv1.", "bn1.", "layer1.0.", "layer1.1.", "layer1.2.", "layer2.0."))]
+    assert any("running_mean" in name for name in frozen)
+    assert all(torch.equal(first[name], last[name]) for name in frozen)
+    assert not torch.equal(first["fc.weight|param"], last["fc.weight|param"])
+
+
+def test_the_loss_scale_halves_and_grows() -> None:
+    scaler = LossScale(torch.device("cpu"), start=8.0)
+    scaler.update(torch.tensor(1.0))
+    assert scaler.scale.item() == 4.0
+    for _ in range(2000):
+        scaler.update(torch.tensor(0.0))
+    assert scaler.scale.item() == 8.0
