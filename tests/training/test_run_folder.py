@@ -152,7 +152,7 @@ def test_a_window_is_profiled(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert worlds.train(run, [*SETTINGS, "profile={at: 3st, steps: 2}"]).codes == [0]
     (trace,) = (run / "attempts" / "1").glob("trace-*.json.gz")
-    assert json.loads(gzip.open(trace).read())["traceEvents"]
+    assert json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
 
 
 def test_the_same_settings_give_the_same_bits_twice(tmp_path: Path) -> None:
