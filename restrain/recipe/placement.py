@@ -1,6 +1,6 @@
 """Which keys define a run, and which only say where it happens."""
 
-_SECTIONS = ("parallel", "track", "profile")
+_SECTIONS = ("parallel", "track", "profile", "expect")
 _KEYS = ("batch.micro", "data.threads", "data.root", "checkpoint.every", "checkpoint.keep")
 
 

@@ -140,9 +140,8 @@ def read_header(path: Path) -> dict[str, Any]:
         start = file.read(8)
         length = int.from_bytes(start, "little") if len(start) == 8 else 0
         if not 2 <= length <= min(LARGEST_HEADER, size - 8):
-            archive = start[:2] == b"PK" or start[:1] == b"\x80"
-            what = "like a pickle or a zip archive of torch.save" if archive else "without a header"
-            raise Damaged(f"{path} is not a safetensors file (it begins {what}); Restrain never unpickles a checkpoint")
+            _refuse_archive(path)
+            raise Damaged(f"{path} is not a safetensors file: it has no header")
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
@@ -157,6 +156,17 @@ def read_header(path: Path) -> dict[str, Any]:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise Damaged(f"{path} is not a safetensors file: its header is wrong ({error})") from None
     return header
+
+
+def _refuse_archive(path: Path) -> None:
+    """Name a pickle, or a zip archive of torch.save, where a safetensors file should be: no fault of a disk."""
+    with os.fdopen(_open(path), "rb") as file:
+        start, size = file.read(8), os.fstat(file.fileno()).st_size
+    # A safetensors file begins with its header's length, whose lowest byte may be any: only an absurd one is none.
+    if (start[:2] == b"PK" or start[:1] == b"\x80") and int.from_bytes(start, "little") > size:
+        raise Damaged(
+            f"{path} is not a safetensors file but a pickle or a zip archive of torch.save, which Restrain never loads"
+        )
 
 
 def check_headers(path: Path, name: str, slices: Mapping[str, tuple[str, list[int]]]) -> None:
@@ -204,10 +214,11 @@ def verify(path: Path) -> dict[str, Any]:
     def one(item: tuple[str, dict[str, Any]]) -> None:
         name, facts = item
         size, value = digest(path / name)
+        if size != facts["size"] or value != facts["sha256"]:
+            _refuse_archive(path / name)
         if size != facts["size"]:
             raise Damaged(f"{path / name} has {size} bytes instead of {facts['size']}")
         if value != facts["sha256"]:
-            read_header(path / name)  # a pickle in its place is worth naming
             raise Damaged(f"{path / name} is damaged: its SHA-256 is not the one in {MANIFEST}")
         check_headers(path, name, slices[name])
 

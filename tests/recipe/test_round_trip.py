@@ -168,6 +168,7 @@ def test_placement() -> None:
     assert {key for key in keys if is_placement(key)} == {
         *("parallel." + key for key in ("strategy", "accelerator", "devices", "nodes", "threads", "remat", "compile")),
         *("track." + key for key in ("every", "pixels")),
+        *("expect." + key for key in ("metric", "value", "tolerance", "better", "source", "status")),
         *("track.wandb." + key for key in ("mode", "project", "entity", "name", "tags")),
         "batch.micro",
         "data.threads",

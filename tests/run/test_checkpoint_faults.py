@@ -227,7 +227,7 @@ def test_a_pickle_is_refused_and_never_loaded(tmp_path, monkeypatch, kind):
         found = newest(tmp_path)
         assert found.step == 1
         assert "model-0000.safetensors" in found.problems[0]
-        with Reader(last) as reader, pytest.raises(WorldError, match="never unpickles") as caught:
+        with Reader(last) as reader, pytest.raises(WorldError, match="which Restrain never loads") as caught:
             reader.read("w|param")
         assert "\n" not in str(caught.value)
 
