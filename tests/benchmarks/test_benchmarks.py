@@ -1,0 +1,69 @@
+"""Every benchmark runs at a tiny size and writes its JSON. Nothing is asserted about time."""
+
+import json
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "benchmarks" / name), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+
+
+def results(tmp_path: Path, name: str, *arguments: str) -> dict:
+    """What the benchmark measured, from its JSON, which says what it holds for."""
+    file = tmp_path / "out" / "figures.json"
+    done = run(name, *arguments, "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(file.read_text())
+    assert report["command"][0].endswith(name)
+    assert report["versions"]["torch"] == metadata.version("torch")
+    assert report["hardware"]["cores"] >= 1
+    assert "host" not in report["hardware"]
+    return report["results"]
+
+
+def test_overhead(tmp_path: Path) -> None:
+    tiny = ["--rounds", "1", "--steps", "20", "--image-size", "32", "--batch", "2", "--repeats", "1"]
+    found = results(tmp_path, "overhead.py", *tiny)
+    assert set(found["microseconds"]["wall"]) == {"loop", "fit", "fit, documented", "restrain"}
+    assert set(found["above"]["cpu"]) == {"loop", "fit", "fit, documented"}
+    assert found["resnet50"]["step"] > 0
+    assert found["resnet50"]["share_with_update"] >= found["resnet50"]["share"]
+
+
+def test_startup(tmp_path: Path) -> None:
+    found = results(tmp_path, "startup.py", "--repeats", "1")
+    assert [entry["count"] for entry in found.values()] == [1, 1, 1]
+
+
+def test_step(tmp_path: Path) -> None:
+    tiny = ["--batch", "2", "--image-size", "32", "--steps", "1", "--windows", "1", "--warmup", "1"]
+    found = results(tmp_path, "step.py", "--device", "cpu", *tiny, "--formats", "bf16", "--no-compile")
+    assert set(found["images_per_s"]["bf16 eager"]) == {"timm", "torchvision", "restrain"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_step_says_what_it_needs() -> None:
+    done = run("step.py")
+    assert done.returncode == 1
+    assert "needs a CUDA device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_compared_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import end_to_end
+
+    found = end_to_end.kill_and_resume(tmp_path, ["parallel.accelerator=cpu"])
+    assert found["tensors_that_differ"] == 0
+    assert found["ledgers_equal"]
+    assert found["killed_after_checkpoint"] < found["steps"]
