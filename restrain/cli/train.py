@@ -46,18 +46,23 @@ def resume(folder: Folder, overrides: Overrides = None, allow: Allow = None) -> 
     signals.install()
     from restrain.errors import UserError
     from restrain.recipe import load
+    from restrain.run import lockfile
 
     lock = folder / "recipe.lock.yaml"
     if not lock.is_file():
+        of = folder.absolute().parent.parent
+        hint = f" It lies in the run {of}." if (of / "recipe.lock.yaml").is_file() else ""
         raise UserError(
-            f"{folder} is not a run folder: it has no recipe.lock.yaml. Runs are started by restrain train."
+            f"{folder} is not a run folder: it has no recipe.lock.yaml.{hint} Runs are started by restrain train."
         )
+    lockfile.read(lock)
     return _run(load(str(lock), overrides or []), folder, allow or [], None)
 
 
 def _run(resolved: Any, run: Path | None, allow: list[str], start: str | None) -> int:
     from restrain.parallel import launch, world
 
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are stack traces; what they mean we say
     here = world.from_environment()
     if here.launcher == "restrain":
         launch.die_with_parent()
@@ -70,9 +75,9 @@ def _run(resolved: Any, run: Path | None, allow: list[str], start: str | None) -
 
     fork = None
     if start is not None:
-        from restrain.training.opening import fork_point
+        from restrain.training.forks import fork_of
 
-        fork = fork_point(start)
+        fork = fork_of(start, folder)
     from restrain.training.fit import fit
 
     result = fit(resolved, folder, here, allow=allow, fork=fork)
@@ -131,8 +136,9 @@ def _check_size(recipe: Any, here: Any, size: int) -> None:
 
 def _report(recipe: Any, folder: Path, result: Any) -> None:
     """The last words of a run: what it reached beside what was expected, and where everything is."""
-    for name, value in result.metrics.items():
-        typer.echo(f"{name} {value:.6g}")
+    if not result.already:
+        for name, value in result.metrics.items():
+            typer.echo(f"{name} {value:.6g}")
     expect = recipe.expect
     if result.state == "finished" and expect is not None and expect.metric in result.metrics:
         reached = result.metrics[expect.metric]

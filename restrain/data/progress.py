@@ -26,5 +26,6 @@ def console_reporter() -> Iterator[Reporter]:
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
+    bar.disable = not console.is_terminal  # elsewhere it would leave an empty line
     with bar:
         yield Reporter(say, progress)

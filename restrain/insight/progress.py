@@ -127,6 +127,8 @@ class Progress:
     def evaluated(self, text: str) -> None:
         """Show the result of the last evaluation, such as ``98.9 % top-1``, from now on."""
         self._evaluation = text
+        now = self._now
+        self._now = _Now(now.step, now.epoch, now.loss, now.accuracy, now.wait)
         self.notice(f"step {self._now.step}: {text}")
 
     def notice(self, text: str) -> None:

@@ -71,7 +71,6 @@ class Border:
         self.saved_at = state.step
         self.last_save = time.monotonic()
         self.asked_to_save = False
-        self.final: dict[str, float] = {}
 
     # ------------------------------------------------------------------------------------------------ asked in a step
 
@@ -163,7 +162,7 @@ class Border:
             self.flag = max(self.flag, signals.flag(), Flag.USR1)
             state.held = line
             return False
-        state.evaluated_at, state.held, self.final = state.step, None, metrics
+        state.evaluated_at, state.held = state.step, None
         if self.recorder is not None:
             self.recorder.write(state.step, line or f'{{"step": {state.step}}}', metrics)
             shown = ", ".join(f"{name} {value:.6g}" for name, value in metrics.items())

@@ -17,7 +17,7 @@ from restrain.insight.progress import Progress
 from restrain.parallel import distributed
 from restrain.parallel.world import World
 from restrain.recipe import Recipe, Resolved, to_yaml
-from restrain.run import checkpoint
+from restrain.run import checkpoint, journal
 from restrain.run.folder import RunFolder
 from restrain.run.lease import Lease
 from restrain.training import build, lightning, opening, placement
@@ -28,12 +28,14 @@ from restrain.training.step import Run, StepSettings
 
 @dataclass(frozen=True)
 class Result:
-    """How an attempt ended. ``metrics``: of the last evaluation (``eval/...``), empty when there was none."""
+    """How an attempt ended. ``metrics``: of the last evaluation (``eval/...``), and ``train/loss`` and ``train/top1``
+    averaged over the last epoch; rank 0 knows them. ``already``: the run was finished before."""
 
     exit_code: int
     state: str
     step: int
     metrics: dict[str, float]
+    already: bool = False
 
 
 def fit(
@@ -58,8 +60,8 @@ def fit(
     lease = Lease(folder.path) if world.rank == 0 else None
     try:
         data = _open_data(recipe, told)
-        autos = build.resolved_autos(recipe, data, device)
-        recipe = opening.settle(recipe, told.first_rank(lambda: opening.autos(recipe, autos, folder.lock_file)))
+        settled = told.first_rank(lambda: _settle(recipe, folder, data, world, device, fork))
+        recipe = opening.settle(recipe, settled)
         distributed.refuse_unequal(world, hashlib.sha256(to_yaml(recipe).encode()).hexdigest())
         where = placement.place(recipe, world, device, data.pixels)
         torch.set_num_threads(where.threads)
@@ -67,7 +69,7 @@ def fit(
         if opened.finished:
             info = folder.read_info()
             say(f"{path} is finished: {_reached(info)}")
-            return Result(0, "finished", opened.step, info.get("metrics", {}))
+            return Result(0, "finished", opened.step, info.get("metrics", {}), already=True)
         folder.join_attempt(opened.attempt)
         return _train(Attempt(recipe, folder, lease, world, device, where, data, opened), say)
     except RuntimeError as error:
@@ -88,6 +90,16 @@ def _open_data(recipe: Recipe, told: distributed.Told) -> build.Data:
 
     told.first_rank(first)
     return opened[0] if opened else build.open_data(recipe)
+
+
+def _settle(
+    recipe: Recipe, folder: RunFolder, data: build.Data, world: World, device: torch.device, fork: Path | None
+) -> dict[str, Any]:
+    """What each ``auto`` becomes. On rank 0, which alone tells what cannot be: all ranks would say the same."""
+    autos = opening.autos(recipe, build.resolved_autos(recipe, data, device), folder.lock_file)
+    forks.check_start(recipe, int(data.train.counts.sum()), fork)
+    placement.place(recipe, world, device, data.pixels)
+    return autos
 
 
 def _open(folder: RunFolder, lease: Lease | None, recipe: Recipe, name: str, data: build.Data, allow, fork) -> dict:
@@ -152,7 +164,20 @@ def _train(attempt: Attempt, say: Callable[[str], None]) -> Result:
         if world.rank == 0 and not sound:
             folder.set_state("failed")
     outcome = border.outcome()
+    metrics = _metrics(folder) if world.rank == 0 else {}
     if world.rank == 0:
-        folder.update_info({"step": state.step, "metrics": border.final, "best": state.best})
-        folder.set_state(outcome.state)
-    return Result(outcome.exit_code, outcome.state, state.step, border.final)
+        folder.update_info({"step": state.step, "metrics": metrics, "best": state.best, "state": outcome.state})
+    return Result(outcome.exit_code, outcome.state, state.step, metrics)
+
+
+def _metrics(folder: RunFolder) -> dict[str, float]:
+    """From the journal, which outlives any number of restarts."""
+    lines = journal.read(folder.journal)
+    evaluations = [line for line in lines if "eval/count" in line]
+    metrics = {name: value for line in evaluations[-1:] for name, value in line.items() if name.startswith("eval/")}
+    last = [line for line in lines if line.get("epoch") == lines[-1].get("epoch")]
+    for name in ("train/loss", "train/top1"):
+        values = [line[name] for line in last if name in line]
+        if values:
+            metrics[name] = sum(values) / len(values)
+    return metrics
