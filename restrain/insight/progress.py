@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import deque
@@ -151,7 +152,7 @@ class Progress:
     def line(self) -> str:
         """The state as one line of text."""
         now, speed = self._now, self.speed()
-        whole = f"/{self.epochs:g}" if self.epochs is not None else ""
+        whole = f"/{math.ceil(self.epochs - 1e-9)}" if self.epochs is not None else ""  # 4.5: the fifth is cut short
         parts = [f"epoch {now.epoch + 1}{whole}", f"step {now.step}/{self.steps}"]
         if now.phase:
             parts.append(now.phase)

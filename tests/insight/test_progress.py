@@ -36,9 +36,17 @@ def test_the_line_has_everything(monkeypatch):
     )
     bar.evaluating(64, 360)
     assert "evaluating 64/360" in bar.line()
+    bar.evaluated("99.2 % top-1")
+    assert "evaluating" not in bar.line()
     bar.update(440, 19, float("nan"))
     assert "loss nan" in bar.line()
     assert "left" not in bar.line()
+
+
+def test_an_epoch_that_is_cut_short_counts_as_one():
+    line = Progress(100, start=99, epochs=100 / 22, console=plain())
+    line.update(100, 4, 0.5)
+    assert line.line().startswith("epoch 5/5  step 100/100")
 
 
 def test_the_speed_is_that_of_the_last_half_minute(monkeypatch):
