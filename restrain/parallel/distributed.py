@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from restrain.errors import RestrainError, UserError, WorldError
 from restrain.parallel.world import World, rendezvous
 
+LEFT = "Rank 0 went away before the run began; its own message says why."
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 
 
@@ -75,9 +76,9 @@ class Told:
             try:
                 store.wait([name], timedelta(seconds=30))
                 break
-            except dist.DistStoreError as error:
+            except dist.DistError as error:
                 if "imeout" not in str(error):
-                    raise WorldError("Rank 0 went away before the run began; its own message says why.") from None
+                    raise WorldError(LEFT) from None
         told = json.loads(store.get(name))
         if "failed" in told:
             raise SystemExit(told["failed"])
@@ -91,7 +92,10 @@ def refuse_unequal(world: World, digest: str) -> None:
     store = dist.distributed_c10d._get_default_store()
     if world.rank == 0:
         store.set("restrain/recipe", digest)
-    store.wait(["restrain/recipe"], timedelta(minutes=10))
+    try:
+        store.wait(["restrain/recipe"], timedelta(minutes=10))
+    except dist.DistError:
+        raise WorldError(LEFT) from None
     if store.get("restrain/recipe").decode() != digest:
         raise UserError(
             f"Rank {world.rank} was given another recipe than rank 0. Start all ranks with the same command, from the "

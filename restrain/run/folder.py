@@ -62,9 +62,9 @@ class RunFolder:
             UserError: the path is a file, or a folder with other things in it and no run.
             WorldError: the disk or the permissions do not allow it.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"The run folder {self.path} is a file. Name another folder with --run.")
         try:
+            if self.path.exists() and not self.path.is_dir():
+                raise UserError(f"The run folder {self.path} is a file. Name another folder with --run.")
             if self.path.is_dir() and not self.exists():
                 foreign = sorted(
                     p.name for p in self.path.iterdir() if p.name not in OWN and not p.name.endswith(".tmp")
@@ -107,9 +107,23 @@ class RunFolder:
                 f"Cannot read {self.info_file}: {error}. It is written whole or not at all, so it was edited or the "
                 "disk is at fault. Repair it, or move it away: the run goes on without it."
             ) from None
-        if not isinstance(content, dict):
-            raise WorldError(f"{self.info_file} holds no JSON object. Repair it or move it away.")
+        wrong = "no JSON object" if not isinstance(content, dict) else _wrong(content)
+        if wrong:
+            raise WorldError(
+                f"{self.info_file} was edited: it holds {wrong}. Repair it, or move it away: the run goes on without "
+                "it."
+            )
         return content
+
+    @property
+    def stopped_at(self) -> int:
+        """The step after which the run last left in good order, 0 before it did."""
+        return self.read_info().get("step", 0)
+
+    @property
+    def interventions(self) -> list[dict[str, Any]]:
+        """Those that were recorded at a start of the run, checkpointed or not."""
+        return self.read_info().get("interventions", [])
 
     def update_info(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Merge ``values`` into ``run.json`` (inner mappings merge too); atomic. Returns the new content."""
@@ -163,6 +177,16 @@ class RunFolder:
             raise world_error(
                 f"write the run's {path.name}", path, error, f"then start again; {os.fspath(path)} is unchanged"
             ) from None
+
+
+def _wrong(info: Mapping[str, Any]) -> str | None:
+    """What is wrong with the entries of ``run.json`` that decide something."""
+    for key, kind in (("step", int), ("interventions", list), ("metrics", dict), ("state", str)):
+        if key in info and not isinstance(info[key], kind):
+            return f"{json.dumps(info[key])} as {key!r}"
+    if "state" in info and info["state"] not in STATES:
+        return f"{json.dumps(info['state'])} as 'state', which is one of {', '.join(STATES)}"
+    return None
 
 
 OWN = ("recipe.lock.yaml", "run.json", "metrics.jsonl", "ledger.jsonl", "checkpoints", "attempts", "wandb", "lease")

@@ -161,6 +161,23 @@ def repair(path: Path) -> int:
         os.close(fd)
 
 
+def last_step(path: Path) -> int | None:
+    """The step of the last whole line; None without one (no file, no line, or no step in it)."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 16)))
+            tail = file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise world_error("read the journal", path, error) from None
+    for raw in reversed(tail.splitlines(keepends=True)):
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            if raw.endswith(b"\n"):
+                return int(json.loads(raw)["step"])
+    return None
+
+
 def truncate_after(path: Path, step: int, into: Path) -> int:
     """Move the lines after ``step`` (and torn ones) to ``into/<same name>``; returns how many lines were moved.
 

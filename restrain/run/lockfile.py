@@ -11,6 +11,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from restrain.errors import WorldError
+from restrain.run.files import world_error
 
 HEADER = (
     "# What defines this run, with every auto resolved. Written by restrain {version}; not meant to be edited.\n"
@@ -25,12 +26,16 @@ def render(recipe_yaml: str, identity: Mapping[str, Any], version: str) -> str:
     return f"{text}  sha256: {_digest(text)}\n"
 
 
-def check(text: str, path: Path) -> None:
-    """Make sure that a lock is as it was written: what it says of the run must be what the run was.
+def read(path: Path) -> str:
+    """The text of a lock, as it was written: what it says of the run must be what the run was.
 
     Raises:
-        WorldError: it was edited or damaged.
+        WorldError: it cannot be read, or it was edited or damaged.
     """
+    try:
+        text = path.read_bytes().decode(errors="replace")
+    except OSError as error:
+        raise world_error("read the run's lock", path, error) from None
     match = re.search(r"^  sha256: ([0-9a-f]{64})\n\Z", text, re.MULTILINE)
     if match is None or match[1] != _digest(text[: match.start()]):
         raise WorldError(
@@ -39,6 +44,7 @@ def check(text: str, path: Path) -> None:
             f"{path.parent} KEY=VALUE --allow KEY, or in a run that branches off: restrain train ... --from "
             f"{path.parent}."
         )
+    return text
 
 
 def identity(text: str) -> dict[str, Any]:

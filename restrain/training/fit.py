@@ -20,7 +20,7 @@ from restrain.recipe import Recipe, Resolved, to_yaml
 from restrain.run import checkpoint, journal
 from restrain.run.folder import RunFolder
 from restrain.run.lease import Lease
-from restrain.training import build, lightning, opening, placement
+from restrain.training import build, forks, lightning, opening, placement
 from restrain.training.attempt import Attempt
 from restrain.training.opening import Opening
 from restrain.training.step import Run, StepSettings

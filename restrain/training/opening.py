@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from restrain import __version__
-from restrain.errors import UserError, WorldError
-from restrain.recipe import Recipe, differences, is_placement, load, to_yaml
+from restrain.errors import UserError, WorldError, nearest
+from restrain.recipe import Recipe, differences, is_placement, leaves, load, to_yaml
+from restrain.recipe.checks import show
 from restrain.run import checkpoint, journal, lockfile
 from restrain.run.folder import RunFolder
 
@@ -37,6 +38,7 @@ def compare(
     Raises UserError naming each difference that was not allowed with ``--allow KEY``. Placement may differ freely.
     """
     locked = load(str(path)).recipe
+    _refuse_unknown(allow, recipe, locked, identity)
     found = [(key, a, b) for key, a, b in differences(locked, recipe) if not is_placement(key)]
     was = lockfile.identity(lock_text)
     found += [
@@ -44,26 +46,51 @@ def compare(
     ]
     refused = [(key, a, b) for key, a, b in found if not _covered(key, allow)]
     if refused:
-        listed = "; ".join(f"{key} is {_show(b)}, the run has {_show(a)}" for key, a, b in refused)
+        listed = "; ".join(
+            f"{key}{_MEANING.get(key, '')} is {_short(b)}, the run has {_short(a)}" for key, a, b in refused
+        )
         raise UserError(
             f"{path.parent} holds a run of another recipe: {listed}. Leave these as they are to go on with it, allow a "
             f"change on purpose with --allow KEY (it is recorded), choose another --run, or branch off with --from "
             f"{path.parent}."
         )
-    return [{"kind": "allow", "key": key, "was": _show(a), "now": _show(b)} for key, a, b in found]
+    return [{"kind": "allow", "key": key, "was": show(a), "now": show(b)} for key, a, b in found]
+
+
+_MEANING = {
+    "lock.fingerprint": " (a hash of the training data)",
+    "lock.samples": " (the number of training samples)",
+    "lock.decoder": " (what decodes images)",
+    "lock.order_version": " (the rule that orders samples)",
+}
+
+
+def _refuse_unknown(allow: Sequence[str], recipe: Recipe, locked: Recipe, identity: Mapping[str, Any]) -> None:
+    """A misspelt ``--allow`` would allow nothing."""
+    known = {*leaves(recipe), *leaves(locked), *(f"lock.{key}" for key in identity if key not in ("recipe", "from"))}
+    for key in allow:
+        if not any(_covered(one, [key]) for one in known):
+            raise UserError(
+                f"--allow {key}: there is no such key.{nearest(key, known)} Allowed are keys of the recipe."
+            )
 
 
 def _covered(key: str, allow: Sequence[str]) -> bool:
     return any(key == a or key.startswith(a + ".") for a in allow)
 
 
-def _show(value: Any) -> str:
-    return str(value)
+def _short(value: Any) -> str:
+    """A value for a person: of a hash the beginning."""
+    text = show(value)
+    return text[:12] if len(text) == 64 and text.isalnum() else text
 
 
 def autos(recipe: Recipe, resolved: Mapping[str, Any], lock: Path) -> dict[str, Any]:
     """What each defining ``auto`` of a recipe becomes: the lock's value where a run exists, else ``resolved``'s."""
-    locked = load(str(lock)).recipe if lock.is_file() else None
+    locked = None
+    if lock.is_file():
+        lockfile.read(lock)
+        locked = load(str(lock)).recipe
     mine = {key: value for key, value in resolved.items() if _get(recipe, key) == "auto"}
     return {key: _get(locked, key) if locked is not None else value for key, value in mine.items()}
 
@@ -102,17 +129,15 @@ def open_run(
     lock_identity = dict(identity)
     lock_identity["from"] = str(fork) if fork is not None else lockfile.identity(text or "").get("from")
     if text is not None and folder.state == "finished" and not interventions:
-        return Opening(0, folder.read_info()["step"], finished=True)
+        return Opening(0, folder.stopped_at, finished=True)
 
     found = checkpoint.newest(folder.checkpoints)
-    if found.path is None and found.problems:
-        raise WorldError(
-            f"{folder.checkpoints} has checkpoints, but none that verifies, so nothing was started: "
-            f"{' '.join(found.problems)} Restore one from a copy, or move the folder away to begin anew."
-        )
+    _refuse_gaps(folder, text, found)
+    notices = [f"passed over: {problem}; going on from step {found.step}" for problem in found.problems]
+    notices += _gaps(folder, found.step)
     attempt = folder.begin_attempt()
     found = checkpoint.clean(folder.checkpoints, attempt, found) or found
-    opening = Opening(attempt, found.step or 0, str(found.path) if found.path else None, notices=list(found.problems))
+    opening = Opening(attempt, found.step or 0, str(found.path) if found.path else None, notices=notices)
     held = False
     if found.path is not None:
         held = _scalars(found.path).get("held") is not None
@@ -129,32 +154,49 @@ def open_run(
     journal.truncate_after(folder.journal, opening.step - 1 if held else opening.step, folder.attempt_dir)
     journal.truncate_after(folder.ledger, opening.step, folder.attempt_dir)
     # In run.json as well: a kill before the next checkpoint must not make them forgotten, the lock has changed already.
-    known = folder.read_info().get("interventions", [])
+    known = folder.interventions
     new = [{"at_step": opening.step, **i} for i in interventions]
     opening.interventions = known + [i for i in new if i not in known]
     folder.update_info({"interventions": opening.interventions})
     return opening
 
 
+def _refuse_gaps(folder: RunFolder, text: str | None, found: checkpoint.Found) -> None:
+    """Raises WorldError where going on would begin anew, or begin another run, without anybody having said so."""
+    if found.path is None and found.problems:
+        raise WorldError(
+            f"{folder.checkpoints} has checkpoints, but none that is whole, so nothing was started: "
+            f"{'; '.join(found.problems)}. Restore one from a copy, or move the run folder away to begin anew."
+        )
+    if text is None and found.path is not None:
+        raise WorldError(
+            f"{folder.path} has checkpoints, but its recipe.lock.yaml is gone, so nobody knows what they were trained "
+            f"with. Restore that file from a copy, or name another folder with --run."
+        )
+    if found.path is None and folder.state == "interrupted" and folder.stopped_at:
+        raise WorldError(
+            f"The run in {folder.path} stopped after step {folder.stopped_at}, and its checkpoints are gone. Restore "
+            f"{folder.checkpoints} from a copy, or move the run folder away to begin anew."
+        )
+
+
+def _gaps(folder: RunFolder, step: int | None) -> list[str]:
+    """What is missing from the journals, which are whole up to a checkpoint's step unless somebody removed lines."""
+    if step is None:
+        return []
+    last = journal.last_step(folder.ledger)
+    found = []
+    if last is None or last < step:
+        ends = "has no line" if last is None else f"ends at step {last}"
+        found.append(
+            f"{folder.ledger} {ends}, the checkpoint is of step {step}: lines were removed or cut off. The run goes "
+            f"on, but what was trained in them can no longer be audited"
+        )
+    if not folder.journal.exists():
+        found.append(f"{folder.journal} was removed: the metrics up to step {step} are lost, the run goes on")
+    return found
+
+
 def _scalars(path: Path) -> dict[str, Any]:
     with checkpoint.Reader(path) as reader:
         return reader.scalars
-
-
-def fork_point(text: str) -> Path:
-    """The checkpoint that ``--from RUN[@STEP]`` names; UserError or WorldError where there is none."""
-    path, _, step = text.partition("@")
-    run = Path(path)
-    folder = run / "checkpoints"
-    if not folder.is_dir():
-        raise UserError(f"--from {text}: {run} is not a run folder (it has no checkpoints folder).")
-    if not step:
-        found = checkpoint.newest(folder)
-        if found.path is None:
-            raise WorldError(f"--from {text}: {folder} has no checkpoint that verifies. {' '.join(found.problems)}")
-        return found.path
-    at = folder / f"step-{step}"
-    if not at.is_dir():
-        there = ", ".join(p.name[5:] for p in sorted(folder.glob("step-*")) if p.name[5:].isdigit()) or "none"
-        raise UserError(f"--from {text}: {run} has no checkpoint of step {step}. Steps there: {there}.")
-    return at
