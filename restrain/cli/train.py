@@ -99,7 +99,9 @@ def _default_folder(resolved: Any, here: Any) -> Path:
         return base / (f"{job}_{task}" if task else job)
     if here.launcher == "torchrun":
         raise UserError(
-            "Under torchrun, name the run folder with --run DIR: ranks cannot agree on one made from the time."
+            "Under torchrun, name the run folder with --run DIR: ranks cannot agree on one made from the time. A -- in "
+            "front of the command keeps torchrun from taking --run for an option of its own: torchrun ... -m restrain "
+            "-- train RECIPE --run DIR."
         )
     digest = hashlib.sha256(to_yaml(resolved.recipe).encode()).hexdigest()[:6]
     return base / f"{datetime.now():%Y%m%d-%H%M%S}-{digest}"
