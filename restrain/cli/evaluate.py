@@ -18,6 +18,8 @@ def evaluate(
     from restrain.training.evaluation import evaluate_run
 
     found = evaluate_run(path, overrides or [])
+    for notice in found.notices:
+        typer.echo(notice, err=True)
     typer.echo(f"{found.checkpoint}: {found.weights}, {found.what}")
     for name, value in found.metrics.items():
         typer.echo(f"{name} {value:.6g}")

@@ -21,6 +21,7 @@ from restrain.cli.train import resume, train
 from restrain.errors import RestrainError, UserError, nearest
 
 INTERRUPTED = 130
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Unable to allocate")
 
 
 class _Commands(TyperGroup):
@@ -106,6 +107,15 @@ def _told(error: Exception) -> tuple[str, int]:
         return _sentence(usage.format_message()) + hint if usage.format_message() else "", usage.exit_code
     if type(error).__name__ == "Abort":
         return "", INTERRUPTED
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        # Somebody's file is not as it should be: no reader or writer of ours expected it, but it says enough.
+        return f"{_sentence(f'{error.filename}: {error.strerror}')} Look at that path, its permissions and its disk.", 1
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY):
+        first = str(error).strip().partition("\n")[0]
+        return (
+            f"Out of memory. Set a smaller batch.micro, which changes no sample, or a smaller resolution. ({first})",
+            1,
+        )
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     said = " ".join(str(error).split())

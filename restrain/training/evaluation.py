@@ -12,24 +12,32 @@ import torch
 from restrain.errors import UserError, WorldError
 from restrain.parallel.world import World
 from restrain.recipe import load
-from restrain.run import checkpoint
+from restrain.run import checkpoint, lockfile
+from restrain.run.manifest import Damaged, verify
 from restrain.training import build, opening, placement
 from restrain.training.evaluate import evaluate
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``weights``: which ones of the checkpoint; ``what``: on which data."""
+    """``weights``: which ones of the checkpoint; ``what``: on which data; ``notices``: checkpoints passed over."""
 
     checkpoint: Path
     weights: str
     what: str
     metrics: dict[str, float]
+    notices: list[str]
+
+
+# What an evaluation reads of a recipe; any other override would change nothing, or ask for another network.
+READ = ("data", "resolution", "loss", "evaluate", "parallel", "precision", "deterministic", "batch.micro")
 
 
 def evaluate_run(path: Path, overrides: Sequence[str] = ()) -> Evaluation:
     """Exact metrics of a run folder (its BEST, else its newest) or of one ``step-N`` folder, in this process."""
-    run, at = _locate(path)
+    run, at, notices = _locate(path)
+    lockfile.read(run / "recipe.lock.yaml")
+    _refuse_idle(overrides)
     resolved = load(str(run / "recipe.lock.yaml"), overrides)
     recipe = resolved.recipe
     world = World()
@@ -57,19 +65,45 @@ def evaluate_run(path: Path, overrides: Sequence[str] = ()) -> Evaluation:
         "EMA weights" if state.ema is not None else "weights",
         f"{int(data.evaluation.counts.sum()):,} samples of data.name={recipe.data.name}",
         {f"eval/{name}": value for name, value in metrics.items()},
+        notices,
     )
 
 
-def _locate(path: Path) -> tuple[Path, Path]:
-    """(run folder, checkpoint) of a run folder or of one of its checkpoints."""
+def _refuse_idle(overrides: Sequence[str]) -> None:
+    for text in overrides:
+        key = text.partition("=")[0]
+        if not any(key == one or key.startswith(one + ".") for one in READ):
+            raise UserError(
+                f"command line: {key} cannot be set here: an evaluation takes the network and its weights as they "
+                f"are. What may be set is {', '.join(READ)}."
+            )
+
+
+def _locate(path: Path) -> tuple[Path, Path, list[str]]:
+    """(run folder, checkpoint, what was passed over) of a run folder or of one of its checkpoints; every byte of the
+    checkpoint is verified."""
     if (path / "recipe.lock.yaml").is_file():
         best = checkpoint.pointed(path / "checkpoints", "BEST")
+        problem = _damage(best) if best is not None else None
+        if best is not None and problem is None:
+            return path, best, []
         found = checkpoint.newest(path / "checkpoints")
-        at = best or found.path
-        if at is None:
-            raise WorldError(f"{path} has no checkpoint yet. {' '.join(found.problems)}".strip())
-        return path, at
+        if found.path is None:
+            why = f" that is whole: {'; '.join(found.problems)}" if found.problems else ""
+            raise WorldError(f"{path} has no checkpoint{why}.")
+        problems = dict.fromkeys([*([problem] if problem else []), *found.problems])
+        return path, found.path, [f"passed over: {one}; evaluating {found.path}" for one in problems]
     run = path.resolve().parent.parent
     if path.is_dir() and (run / "recipe.lock.yaml").is_file():
-        return run, path
+        if (problem := _damage(path)) is not None:
+            raise WorldError(f"{problem}. Evaluate another checkpoint of {run}, or the run itself.")
+        return run, path, []
     raise UserError(f"{path} is neither a run folder nor a checkpoint in one (runs/.../checkpoints/step-N).")
+
+
+def _damage(path: Path) -> str | None:
+    try:
+        verify(path)
+    except Damaged as error:
+        return str(error)
+    return None
