@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -137,13 +137,15 @@ def extend_torch(h: int | torch.Tensor, *xs: int | torch.Tensor) -> torch.Tensor
     """:func:`extend` with int64 tensors; leading plain ints are hashed on the host."""
     golden, first, second = signed(GOLDEN), signed(FIRST), signed(SECOND)
     for x in xs:
-        if isinstance(h, int) and isinstance(x, int):
-            h = signed(extend_key(h & MASK, x))
-            continue
-        h = (h ^ (signed(x) if isinstance(x, int) else x)) + golden
-        h = (h ^ _shift(h, 30)) * first
-        h = (h ^ _shift(h, 27)) * second
-        h = h ^ _shift(h, 31)
+        if isinstance(x, int):
+            x = signed(x)
+            if isinstance(h, int):
+                h = signed(extend_key(h & MASK, x))
+                continue
+        mixed = cast("torch.Tensor", x ^ h) + golden
+        mixed = (mixed ^ _shift(mixed, 30)) * first
+        mixed = (mixed ^ _shift(mixed, 27)) * second
+        h = mixed ^ _shift(mixed, 31)
     if isinstance(h, int):
         raise TypeError("mix_torch needs at least one tensor; use mix or key for plain integers")
     return h
