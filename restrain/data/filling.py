@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,18 +70,21 @@ def read_into(source: Source, pipeline: Pipeline, shard: int, j: int, key: int, 
     except DecodeError as error:
         raise BadSample(source.names[shard], j, sample.key, str(error)) from error
     except RestrainError as error:
+        if f"{source.names[shard]} has label" in str(error):  # it says where already
+            raise
         raise type(error)(f"{error} [{where} of {source.names[shard]}]") from error
     except Exception as error:
         raise WorldError(f"Reading {where} of {source.names[shard]} failed: {type(error).__name__}: {error}") from error
 
 
-def check_budget(bad: int, seen: int, max_bad: float, events: list[Any], done: str) -> None:
+def check_budget(bad: int, seen: int, max_bad: float, events: list[Any], done: str, names: Sequence[str]) -> None:
+    """Raises WorldError when more samples were bad than ``max_bad`` of those seen. names: of the shards."""
     if events and bad > max(MIN_BAD, max_bad * seen):
         last = events[-1]
         raise WorldError(
-            f"Too many bad samples: {bad} of {seen} had to be {done}, more than data.max_bad={max_bad:g} (and at least "
-            f"{MIN_BAD}) allows; the last was sample {last.j} of shard {last.shard} ({last.key}): {last.reason}. "
-            f"Repair the data, or raise data.max_bad."
+            f"Too many bad samples: {bad} of {seen} had to be {done}; data.max_bad={max_bad:g} allows "
+            f"{max(MIN_BAD, int(max_bad * seen))}. The last was sample {last.j} ({last.key}) of {names[last.shard]}: "
+            f"{last.reason}. Repair the data, or raise data.max_bad."
         )
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import fnmatch
 import glob
 import os
+import stat
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 
 from restrain.data import index, tars
@@ -17,6 +19,7 @@ from restrain.data.index import Entry, Index
 from restrain.errors import UserError, WorldError
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+MOST = 1_000_000  # files that one pattern may list
 MANY = 8  # threads that index, at most: reading is the bound
 
 
@@ -31,9 +34,12 @@ class Reporter:
 def match_shards(root: str | Path, pattern: str) -> list[str]:
     """Names below ``root`` that match ``* ? []`` and ``{000..146}``, in byte order.
 
-    Raises UserError for a folder that does not exist, WorldError where a shard that ``{}`` lists is missing.
+    Raises UserError for a folder that does not exist or a pattern that cannot be, WorldError where a shard that ``{}``
+    lists is missing.
     """
     _listdir(root)
+    if os.path.isabs(pattern) or ".." in Path(pattern).parts:
+        raise UserError(f"The pattern {pattern!r} leaves {root}. Name shards below that folder, or another data.root.")
     found: set[str] = set()
     for one in _expand(pattern):
         matched = glob.glob(one, root_dir=root)
@@ -62,7 +68,7 @@ def index_shards(
     """
     reporter = reporter or Reporter()
     root, where = Path(root), index.places(root, cache)
-    stats = {name: os.stat(root / name) for name in names}
+    stats = {name: _shard_stat(root / name) for name in names}
     found = [old for place in where if (old := index.load(place)) is not None and old.kind == "shards"]
     for old in found:
         known = {entry.url: entry for entry in old.entries}
@@ -195,13 +201,24 @@ def _scan_class(path: Path, files: list[str], known: dict, refresh: bool) -> tup
             status = os.stat(path / file)
             row = row if row[:2] == (status.st_size, status.st_mtime_ns) else None
         if row is None:
-            data = (path / file).read_bytes()
-            row = (len(data), os.stat(path / file).st_mtime_ns, zlib.crc32(data))
+            row = _scan_image(path / file)
         rows.append(row)
     sizes, mtimes, crcs = zip(*rows, strict=True)
     part = index.class_part(files, sizes, mtimes, crcs)
     content = sha256(part[8 * len(files) :]).hexdigest()  # sizes, CRCs and names: times are no content
     return Entry(path.name, len(files), sum(sizes), content, 0, 0, 0), part
+
+
+def _scan_image(path: Path) -> tuple[int, int, int]:
+    """(size, mtime in ns, CRC-32) of a file. Raises WorldError where it is none, or cannot be read."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+            raise WorldError(f"{path} is named like an image and is no file. Move it away.")
+        data = path.read_bytes()
+    except OSError as error:
+        raise WorldError(f"{path} cannot be read: {error.strerror}. Restore it, or move it away.") from error
+    return len(data), status.st_mtime_ns, zlib.crc32(data)
 
 
 def _images_below(folder: Path) -> list[str]:
@@ -221,21 +238,38 @@ def _stat(path: Path) -> os.stat_result | None:
         return None
 
 
+def _shard_stat(path: Path) -> os.stat_result:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise WorldError(f"{path} cannot be read: {error.strerror}. Restore it from its origin.") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise WorldError(f"{path} is no file, and shards are. Move it away, or correct the pattern.")
+    return status
+
+
 def _expand(pattern: str) -> list[str]:
+    """The patterns that one with ``{}`` stands for. Raises UserError for odd braces and for more than MOST of them."""
     if "{" not in pattern:
         return [pattern]
     from braceexpand import braceexpand
 
-    return list(braceexpand(pattern))
+    try:
+        found = list(islice(braceexpand(pattern), MOST + 1))
+    except ValueError:  # unbalanced
+        raise UserError(f"The pattern {pattern!r} has a brace without its other half.") from None
+    if len(found) > MOST:
+        raise UserError(f"The pattern {pattern!r} lists more than {MOST:,} files. Use * where all of them are meant.")
+    return found
 
 
 def _listdir(root: str | Path) -> list[str]:
     try:
         return os.listdir(root)
     except FileNotFoundError as error:
-        raise UserError(f"{root} does not exist. Set data.root to the folder of the data set.") from error
+        raise UserError(f"{root} does not exist. Name the folder of the data set (data.root in a recipe).") from error
     except NotADirectoryError as error:
-        raise UserError(f"{root} is a file; data.root is the folder of the data set.") from error
+        raise UserError(f"{root} is a file. Name the folder of the data set (data.root in a recipe).") from error
     except OSError as error:
         raise WorldError(f"{root} cannot be read: {error.strerror}.") from error
 

@@ -89,7 +89,7 @@ class TrainLoader:
                     return
                 batch = self._hand_over(job, slot, time.perf_counter() - asked)
                 seen, bad = seen + job.rows, bad + len(batch.replaced)
-                check_budget(bad, seen, self.max_bad, batch.replaced, "replaced")
+                check_budget(bad, seen, self.max_bad, batch.replaced, "replaced", self.source.names)
                 yield batch
         finally:
             ring.close()
@@ -207,7 +207,8 @@ class EvalLoader:
                 assert job.valid is not None
                 events = job.sorted_events()
                 bad += len(events)
-                check_budget(bad, self.samples, self.max_bad, events, "left out of the evaluation")
+                left_out = "left out of the evaluation"
+                check_budget(bad, self.samples, self.max_bad, events, left_out, self.source.names)
                 valid, index = torch.from_numpy(job.valid), torch.from_numpy(job.index)
                 yield EvalBatch(slot.images, slot.labels, valid, index, events)
         finally:

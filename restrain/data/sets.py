@@ -30,7 +30,8 @@ def open_source(
         )
     root = Path(os.path.expanduser(data.root))
     if not root.is_dir():
-        raise UserError(f"data.root={data.root}: no such folder.")
+        found = "a file, and not the folder that holds the data" if root.is_file() else "no folder that is there"
+        raise UserError(f"data.root={data.root} is {found}. Name the folder of the data set.")
     wanted = data.train if split == "train" else data.eval
     if wanted is None:
         return None

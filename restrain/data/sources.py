@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from restrain.data.reader import BadSample, LocalStore, Sample, Store, check_lab
 from restrain.errors import WorldError
 
 EXTENSIONS = tuple(extension[1:] for extension in IMAGES)
+NUMBER = re.compile(rb"\s*[-+]?[0-9]{1,18}\s*")
 ROTTEN = "its bytes are not those that were indexed (checksum)"
 
 
@@ -90,12 +92,14 @@ def _label(fields: dict[str, str | bytes]) -> int:
     """The label of a sample. Raises ValueError that says what is missing."""
     if "cls" in fields:
         text = bytes(fields["cls"])  # type: ignore[arg-type]
-        try:
-            return int(text)
-        except ValueError:
-            raise ValueError(f"label missing: its .cls holds {text[:20]!r}, no whole number") from None
+        if not NUMBER.fullmatch(text):
+            raise ValueError(f"label missing: its .cls holds {text[:20]!r}, no whole number")
+        return int(text)
     if "json" in fields:
-        record = json.loads(fields["json"])
+        try:
+            record = json.loads(fields["json"])
+        except (ValueError, RecursionError):  # ValueError: also bytes that are not UTF-8, and absurdly long numbers
+            raise ValueError("label missing: its .json is not valid JSON") from None
         for name in ("label", "cls"):
             value = record.get(name) if isinstance(record, dict) else None
             if isinstance(value, int) and not isinstance(value, bool):

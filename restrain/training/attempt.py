@@ -15,6 +15,7 @@ from restrain.insight.profile import Profile
 from restrain.insight.progress import Progress
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
+from restrain.recipe.checks import show
 from restrain.run import checkpoint
 from restrain.run.folder import RunFolder
 from restrain.run.journal import Journal
@@ -51,7 +52,8 @@ class Attempt:
     def announcement(self, plan: Plan, total: int, state: RunState) -> list[str]:
         """Lines for a person: what is trained, on what, in which steps, and where it goes on."""
         recipe, where, world, data = self.recipe, self.where, self.world, self.data
-        evaluated = "no evaluation set here: nothing is evaluated"
+        wanted = getattr(recipe.data, "eval", None)
+        evaluated = f"no evaluation set here (data.eval={show(wanted)}): nothing is evaluated"
         if data.evaluation is not None:
             evaluated = f"{int(data.evaluation.counts.sum()):,} evaluated every {recipe.evaluate.every}"
         accumulation = recipe.batch.global_ // world.size // where.micro
@@ -178,7 +180,7 @@ class Attempt:
 
     def bad_samples(self, progress: Progress) -> Callable[[int, Sequence[Any]], None]:
         """Writes down the samples that could not be used; one file a rank, since ranks may be on different nodes."""
-        rank = self.world.rank
+        rank, names = self.world.rank, self.data.train.names
         path = self.folder.path / ("bad_samples.jsonl" if rank == 0 else f"bad_samples-{rank:04d}.jsonl")
 
         def write(step: int, replaced: Sequence[Any]) -> None:
@@ -186,7 +188,8 @@ class Attempt:
                 for r in replaced:
                     entry = {"step": step, "shard": r.shard, "j": r.j, "key": r.key, "reason": r.reason}
                     file.write(json.dumps(entry | {"used_j": r.used_j}) + "\n")
-                    progress.notice(f"step {step}: sample {r.key} of {r.shard} replaced by its neighbour: {r.reason}")
+                    where = f"sample {r.j} ({r.key}) of {names[r.shard]}"
+                    progress.notice(f"step {step}: {where} replaced by sample {r.used_j}: {r.reason}")
 
         return write
 

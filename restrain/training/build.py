@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +12,14 @@ import torch
 from torch import nn
 
 from restrain.data import augment, sets
-from restrain.data.images import decode, resolve_decoder
+from restrain.data.filling import MIN_BAD, read_into
+from restrain.data.images import DecodeError, decode, resolve_decoder
 from restrain.data.indexing import Reporter
 from restrain.data.loader import EvalLoader, TrainLoader
 from restrain.data.mix import Mix
 from restrain.data.order import ORDER_VERSION, Order, Plan, Segment, resolve_shuffle
-from restrain.data.reader import Source
-from restrain.errors import UserError
+from restrain.data.reader import BadSample, Source
+from restrain.errors import UserError, WorldError
 from restrain.models.build import build_model
 from restrain.models.init import materialise
 from restrain.models.norm import set_group
@@ -64,7 +66,7 @@ def open_data(recipe: Recipe, reporter: Reporter | None = None) -> Data:
     decoder, _ = resolve_decoder(recipe.data.decode)
     size = recipe.resolution.train or own_size(train, decoder)
     channels = train.channels
-    return Data(
+    data = Data(
         train,
         evaluation,
         augment.train_pipeline(recipe.data.augment, size, channels=channels, decoder=decoder),
@@ -74,12 +76,30 @@ def open_data(recipe: Recipe, reporter: Reporter | None = None) -> Data:
         recipe.data.mean,
         recipe.data.std,
     )
+    if reporter is not None:
+        _try(train, data.train_pipeline)
+        if evaluation is not None:
+            _try(evaluation, data.eval_pipeline)
+    return data
+
+
+def _try(source: Source, pipeline: augment.Pipeline) -> None:
+    """Make one image, so that sizes that do not fit are told before a run begins and not after its first epoch."""
+    with suppress(BadSample):  # there is a budget for these
+        read_into(source, pipeline, 0, 0, 0, np.empty(pipeline.shape, np.uint8))
 
 
 def own_size(source: Source, decoder: str) -> int:
     """Side of a set's first image: what ``resolution.train: null`` means. Raises UserError where it is not square."""
-    data = source.read(0, 0).data
-    height, width = (data if isinstance(data, np.ndarray) else decode(data, decoder)).shape[:2]
+    for j in range(min(int(source.counts[0]), MIN_BAD)):
+        try:
+            data = source.read(0, j).data
+            height, width = (data if isinstance(data, np.ndarray) else decode(data, decoder)).shape[:2]
+            break
+        except (BadSample, DecodeError):
+            continue
+    else:
+        raise WorldError(f"None of the first samples of {source.names[0]} can be decoded. Restore it from its origin.")
     if height != width:
         raise UserError(
             f"resolution.train is null, and the first image is {width} x {height} pixels, not square. "
@@ -221,6 +241,7 @@ def build_train_loader(
 def build_eval_loader(recipe: Recipe, data: Data, world: World, placement: Placement) -> EvalLoader:
     assert data.evaluation is not None
     batch = recipe.evaluate.batch if recipe.evaluate.batch != "auto" else max(placement.micro, 64)
+    batch = min(batch, -(-int(data.evaluation.counts.sum()) // world.size))  # no rows of padding alone
     return EvalLoader(
         data.evaluation,
         data.eval_pipeline,

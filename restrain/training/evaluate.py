@@ -41,6 +41,10 @@ def evaluate(
     try:
         for number, batch in enumerate(batches, 1):
             _agree_to_go_on(leave, device, world)
+            if progress is not None:
+                for bad in batch.bad:
+                    where = f"sample {bad.j} ({bad.key}) of {batches.source.names[bad.shard]}"
+                    progress.notice(f"evaluation: {where} left out: {bad.reason}")
             images = batch.images.to(device, non_blocking=True)
             labels, valid = batch.labels.to(device), batch.valid.to(device)
             with precision.autocast(number_format, device):

@@ -54,7 +54,8 @@ def test_shards(tmp_path):
         ({"jpg": b"x"}, r"label missing: neither \.cls nor \.json among its files \(\.jpg\)"),
         ({"jpg": b"x", "cls": b"cat"}, "label missing: its .cls holds b'cat'"),
         ({"jpg": b"x", "json": b'{"labels": 1}'}, "label missing: its .json has no whole number"),
-        ({"jpg": b"x", "json": b"{"}, "Expecting property name"),
+        ({"jpg": b"x", "json": b"{"}, "label missing: its .json is not valid JSON"),
+        ({"jpg": b"x", "cls": b"1_0"}, "label missing: its .cls holds b'1_0'"),
         ({"txt": b"x", "cls": b"1"}, r"no image among its files \(\.txt, \.cls\)"),
     ],
 )
@@ -159,7 +160,7 @@ def test_folders_that_do_not_fit(tmp_path):
 def test_roots_that_are_none(tmp_path):
     with pytest.raises(UserError, match=r"data.root is not set"):
         open_source(section("webdataset"), "train")
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="is no folder that is there"):
         open_source(section("webdataset", tmp_path / "none"), "train")
     with pytest.raises(UserError, match=r"No file of .* matches data.train='train-\*.tar'"):
         open_source(section("webdataset", tmp_path), "train")
