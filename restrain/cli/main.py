@@ -5,6 +5,7 @@ Command modules are imported here, so none of them imports torch, Lightning or t
 """
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -99,7 +100,7 @@ def run(argv: Sequence[str]) -> int:
 def _told(error: Exception) -> tuple[str, int]:
     """What a person is told, and the exit code."""
     if isinstance(error, RestrainError):
-        return str(error), error.exit_code
+        return _paragraph(str(error)), error.exit_code
     # Usage errors of the command-line library, whose classes have moved between its versions.
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         usage: Any = error
@@ -124,6 +125,12 @@ def _told(error: Exception) -> tuple[str, int]:
         "RESTRAIN_DEBUG=1 shows the traceback.",
         1,
     )
+
+
+def _paragraph(text: str) -> str:
+    """One paragraph, whatever was quoted: control characters are escaped, words longer than any path are cut."""
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return re.sub(r"\S{600,}", lambda word: f"{word[0][:100]}...{word[0][-40:]}", text)
 
 
 def _sentence(text: str) -> str:

@@ -72,6 +72,8 @@ def load(name_or_file: str, overrides: Sequence[str] = (), *, site: Path | None 
 def _locate(name_or_file: str) -> Path:
     if name_or_file.endswith((".yaml", ".yml")) or "/" in name_or_file:
         path = Path(name_or_file)
+        if path.is_dir():
+            raise UserError(f"{name_or_file} is a folder. Name a recipe file in it, or a shipped recipe.")
         if not path.is_file():
             near = nearest(path.stem, available())
             raise UserError(f"There is no file {name_or_file}.{near}")
