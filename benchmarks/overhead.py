@@ -105,7 +105,7 @@ def ready_batches(plan: Plan, steps: int) -> list[StepBatch]:
     for number in range(DISTINCT):
         images = torch.randn(BATCH, 16, generator=generator)
         labels = torch.randint(3, (BATCH,), generator=generator)
-        prefix = draws.mix(0, np.arange(number * BATCH, (number + 1) * BATCH), 0)
+        prefix = draws.mix(0, np.arange(number * BATCH, (number + 1) * BATCH), 0, 0)
         micros.append(MicroBatch(images, labels, 0, None, prefix, None))
     return [StepBatch(step, plan.place(step)[0], [micros[step % DISTINCT]], 1e-6, []) for step in range(steps)]
 

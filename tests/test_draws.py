@@ -66,6 +66,8 @@ def test_the_back_ends_are_bit_equal(xs, n):
 @given(st.lists(words, min_size=1, max_size=4), st.lists(words, min_size=1, max_size=4))
 def test_a_chain_can_be_hashed_in_parts(a, b):
     assert int(draws.mix(*a, *b)) == int(draws.extend(draws.mix(*a), *b))
+    array = np.arange(5)
+    assert draws.extend_array(draws.mix(*a, array), array).tolist() == draws.mix(*a, array, array).tolist()
     assert draws.key(*a, *b) == draws.extend_key(draws.key(*a), *b) == int(draws.mix(*a, *b))
     tail = torch.tensor([draws.signed(b[-1])])
     assert draws.mix_torch(*a, *b[:-1], tail).item() == draws.signed(draws.key(*a, *b))

@@ -37,8 +37,8 @@ class MicroBatch:
     """Rows ``row`` to ``row + b`` of the step's canonical list.
 
     images: uint8 [b, C, H, W], channels-last; labels: int64 [b]. Both are views of a buffer that is reused: valid until
-    the step two later is asked for. prefix: uint64 [b], mix(shard, j, crc), the ledger's row hash without (epoch,
-    position). pixels: uint64 [b], CRC-32 of the rows as handed over, or None.
+    the step two later is asked for. prefix: uint64 [b], mix(shard, j, crc, epoch), the ledger's row hash but for
+    the position. pixels: uint64 [b], CRC-32 of the rows as handed over, or None.
     """
 
     images: torch.Tensor

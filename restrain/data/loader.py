@@ -127,13 +127,13 @@ class TrainLoader:
         part = slice(first, last)
         stored, slot.label_rows[part], crc = cast(ArraySource, self.source).rows(job.shard[part], job.j[part])
         self.pipeline.batch(stored, job.keys[part], slot.image_rows[part])
-        job.prefix[part] = draws.mix(job.shard[part], job.j[part], crc)
+        job.prefix[part] = draws.mix(job.shard[part], job.j[part], crc, job.epoch)
 
     def _fill_rows(self, job: Job, slot: Buffer, first: int, last: int) -> None:
         for row in range(first, last):
             sample, used = self._usable(job, row, slot.image_rows[row])
             slot.label_rows[row] = sample.label
-            job.prefix[row] = draws.key(int(job.shard[row]), used, sample.crc)
+            job.prefix[row] = draws.key(int(job.shard[row]), used, sample.crc, job.epoch)
 
     def _usable(self, job: Job, row: int, out: np.ndarray) -> tuple[Sample, int]:
         """The row's sample, or the next of its shard that is good: a function of (shard, j), the same on any world."""

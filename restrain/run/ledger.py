@@ -19,16 +19,15 @@ from restrain.draws import MASK
 LIMBS = 4
 
 
-def row_sum(prefix: np.ndarray, epoch: int, positions: np.ndarray) -> int:
+def row_sum(prefix: np.ndarray, positions: np.ndarray) -> int:
     """Sum modulo 2^64 of the hashes of some rows.
 
     Args:
-        prefix: uint64 [n], ``draws.mix(shard, j, crc)`` of each row, hashed beforehand by the loader.
-        epoch: the step's epoch.
+        prefix: uint64 [n], ``draws.mix(shard, j, crc, epoch)`` of each row, hashed beforehand by the loader.
         positions: int64 [n], each row's position in the epoch's order, computed from the step, never taken from the
             loader.
     """
-    return int(draws.extend(prefix, epoch, positions).sum(dtype=np.uint64))
+    return int(draws.extend_array(prefix, positions).sum())
 
 
 def pixel_sum(pixels: np.ndarray, epoch: int, positions: np.ndarray) -> int:

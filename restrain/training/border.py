@@ -86,8 +86,11 @@ class Border:
 
     # ------------------------------------------------------------------------------------------------- between steps
 
-    def begin(self) -> None:
-        """Before the first step of an attempt: repeat the evaluation that the last attempt was interrupted in."""
+    def begin(self) -> bool:
+        """Before the first step of an attempt: repeat the evaluation that the last attempt was interrupted in.
+
+        True: that one was interrupted too, and the run leaves; its checkpoint is as it was.
+        """
         if self.recorder is not None:
             self.recorder.resume_clock()
         if self.evaluation_is_due():
@@ -95,6 +98,7 @@ class Border:
             best = self.evaluation(line)
             if self.state.evaluated_at == self.state.step:
                 self.save(best)  # the checkpoint of this step does not know its evaluation yet: replace it
+        return self.flag != Flag.NONE
 
     def after_step(self, vector: StepVector) -> bool:
         """After each step; True: the run leaves here. Called once where no step was left to train."""

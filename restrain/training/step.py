@@ -93,7 +93,8 @@ class Run(L.LightningModule):
     def on_train_start(self) -> None:
         signals.reinstall()
         self.rehearse()
-        self.border.begin()
+        if self.border.begin():
+            self.trainer.should_stop = True
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         self.step(batch)
@@ -160,7 +161,7 @@ class Run(L.LightningModule):
             losses.append(loss)
             corrects.append(correct)
             # Positions come from the plan, never from the loader: a row in the wrong place changes the hash.
-            hash_ += ledger.row_sum(micro.prefix, epoch, positions)
+            hash_ += ledger.row_sum(micro.prefix, positions)
             if micro.pixels is not None:
                 pixels += ledger.pixel_sum(micro.pixels, epoch, positions)
         if batch.replaced:

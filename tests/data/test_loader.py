@@ -76,7 +76,7 @@ def test_each_row_is_its_sample_under_its_key(shards):
                 loader.pipeline(sample.data, draws.key(11, draws.Purpose.AUGMENT, epoch, position, 0), out)
                 assert np.array_equal(micro.images[i].permute(1, 2, 0).numpy(), out)
                 assert int(micro.labels[i]) == sample.label
-                assert int(micro.prefix[i]) == draws.key(shard, j, sample.crc)
+                assert int(micro.prefix[i]) == draws.key(shard, j, sample.crc, epoch)
 
 
 def test_images_are_channels_last_uint8(shards):
@@ -104,7 +104,7 @@ def test_the_ledger_can_be_recomputed(which, request):
             assert epoch == batch.epoch
             for micro, (row, positions) in zip(batch.micros, parts, strict=True):
                 assert micro.row == row
-                total += int(draws.extend(micro.prefix, epoch, positions).sum(dtype=np.uint64))
+                total += int(draws.extend(micro.prefix, positions).sum(dtype=np.uint64))
         assert total % 2**64 == audit(batches[0].step)
 
 
@@ -244,8 +244,8 @@ def test_bad_samples_are_replaced_the_same_on_any_world(tmp_path):
     swaps = {(r.shard, r.j): r.used_j for r in replaced}
     audit = expected(loader.order, loader.plan, source.crcs, swaps)
     for batch in loader:
-        epoch, parts = loader.plan.local(batch.step, 0, 1, 8)
-        assert int(draws.extend(batch.micros[0].prefix, epoch, parts[0][1]).sum(dtype=np.uint64)) == audit(batch.step)
+        _, parts = loader.plan.local(batch.step, 0, 1, 8)
+        assert int(draws.extend(batch.micros[0].prefix, parts[0][1]).sum(dtype=np.uint64)) == audit(batch.step)
 
 
 def test_bit_rot_is_replaced_in_training_and_refused_in_evaluation(tmp_path):

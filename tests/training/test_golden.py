@@ -31,7 +31,7 @@ def first_steps(steps: int) -> list[dict]:
             {
                 "epoch": epoch,
                 "samples": samples.tolist(),
-                "hash": f"{ledger.row_sum(micro.prefix, epoch, positions):016x}",
+                "hash": f"{ledger.row_sum(micro.prefix, positions):016x}",
                 "pixels": f"{ledger.pixel_sum(micro.pixels, epoch, positions):016x}",
             }
         )

@@ -111,7 +111,11 @@ def test_a_signal_during_an_evaluation(unbroken: dict[int, Path], tmp_path: Path
     ended = worlds.train(run, SETTINGS, world, fault)
     assert ended.codes == [75] * world, ended.text
     assert (run / "checkpoints" / "LATEST").read_text().strip() == "step-22"
-    # killed again right after the repeated evaluation
+    # interrupted again in the repeated evaluation: nothing is trained, nothing changes
+    ended = worlds.train(run, SETTINGS, world, {0: [("in_evaluation", {"number": 2, "signal": "SIGUSR1"})]})
+    assert ended.codes == [75] * world, ended.text
+    assert (run / "checkpoints" / "LATEST").read_text().strip() == "step-22"
+    # killed right after the repeated evaluation
     ended = worlds.train(run, SETTINGS, world, {0: [("at_step", {"step": 23})]})
     assert ended.codes[0] == -9
     assert worlds.train(run, SETTINGS, world).codes == [0] * world
