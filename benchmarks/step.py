@@ -46,7 +46,7 @@ from restrain.training.step import Run, StepSettings
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 CLASSES, STEPS_PER_EPOCH = 1000, 5000
 RECIPE_GROUP = 32
-RESTRAIN_SEARCHES = False  # torch.backends.cudnn.benchmark in a run of Restrain's; the peers' scripts set it
+RESTRAIN_SEARCHES = True  # fit.py lets cuDNN search too
 Step = Callable[[], None]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,8 +53,7 @@ def fit(
         say = lambda text: None  # noqa: E731
     recipe = resolved.recipe
     device = placement.device_of(recipe, world)
-    if recipe.deterministic:
-        torch.use_deterministic_algorithms(True)
+    _choose_algorithms(recipe.deterministic)
     distributed.connect(world, device)
     told = distributed.Told(world)
     folder = RunFolder(path)
@@ -78,6 +78,14 @@ def fit(
         if lease is not None:
             lease.release()
         distributed.leave(world)
+
+
+def _choose_algorithms(deterministic: bool) -> None:
+    """Deterministic kernels, or the fastest of cuDNN's for each shape, found by trying; before CUDA starts."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not deterministic
 
 
 def _open_data(recipe: Recipe, told: distributed.Told) -> build.Data:

@@ -234,9 +234,9 @@ class Run(L.LightningModule):
         if scale is not None:
             torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
         vector[2] = norm
-        sum_ = vector[0] + norm
-        ok = sum_ - sum_ == 0  # whether it is finite, with fewer kernels than isfinite
-        found_inf = (~ok).float()
+        zero = vector[0] + norm
+        zero = zero - zero  # NaN where loss or norm is not finite: fewer kernels than isfinite
+        ok, found_inf = zero == 0, (zero != 0).float()
 
         for group in state.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
