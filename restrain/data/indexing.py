@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import math
 import os
+import re
 import stat
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import islice
 from pathlib import Path
 
 from restrain.data import index, tars
@@ -254,13 +255,13 @@ def _expand(pattern: str) -> list[str]:
         return [pattern]
     from braceexpand import braceexpand
 
+    spans = [abs(int(a) - int(b)) + 1 for a, b in re.findall(r"(\d{1,18})\.\.(\d{1,18})", pattern)]
+    if math.prod(spans) > MOST:  # asked first: a range is written out in memory
+        raise UserError(f"The pattern {pattern!r} lists more than {MOST:,} files. Use * where all of them are meant.")
     try:
-        found = list(islice(braceexpand(pattern), MOST + 1))
+        return list(braceexpand(pattern))
     except ValueError:  # unbalanced
         raise UserError(f"The pattern {pattern!r} has a brace without its other half.") from None
-    if len(found) > MOST:
-        raise UserError(f"The pattern {pattern!r} lists more than {MOST:,} files. Use * where all of them are meant.")
-    return found
 
 
 def _listdir(root: str | Path) -> list[str]:

@@ -30,8 +30,8 @@ def open_source(
         )
     root = Path(os.path.expanduser(data.root))
     if not root.is_dir():
-        found = "a file, and not the folder that holds the data" if root.is_file() else "no folder that is there"
-        raise UserError(f"data.root={data.root} is {found}. Name the folder of the data set.")
+        found = " is a file" if root.is_file() else ": there is no such folder"
+        raise UserError(f"data.root={data.root}{found}. Name the folder of the data set.")
     wanted = data.train if split == "train" else data.eval
     if wanted is None:
         return None

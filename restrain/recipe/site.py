@@ -53,8 +53,8 @@ def find_site(given: Path | None) -> Path | None:
     named = given or (Path(os.environ["RESTRAIN_SITE"]) if os.environ.get("RESTRAIN_SITE") else None)
     if named is not None:
         if not named.is_file():
-            told = "" if given else " ($RESTRAIN_SITE)"
-            raise UserError(f"The site file {relative(named)}{told} is not there.")
+            told = "." if given else ": correct or unset $RESTRAIN_SITE."
+            raise UserError(f"The site file {relative(named)} is not there{told}")
         return named
     home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "restrain" / "site.yaml"
     return home if home.is_file() else None

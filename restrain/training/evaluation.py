@@ -90,7 +90,7 @@ def _locate(path: Path) -> tuple[Path, Path, list[str]]:
         found = checkpoint.newest(path / "checkpoints")
         if found.path is None:
             why = f" that is whole: {'; '.join(found.problems)}" if found.problems else ""
-            raise WorldError(f"{path} has no checkpoint{why}.")
+            raise WorldError(f"{path} has no checkpoint{why}. A run writes one when it is stopped, and at its end.")
         problems = dict.fromkeys([*([problem] if problem else []), *found.problems])
         return path, found.path, [f"passed over: {one}; evaluating {found.path}" for one in problems]
     run = path.resolve().parent.parent

@@ -61,9 +61,8 @@ def fork_point(text: str) -> Path:
     try:
         verify(folder / f"step-{int(step)}")
     except Damaged as error:
-        raise WorldError(
-            f"--from {text}: {error}. Name another step: {', '.join(map(str, steps))} are there."
-        ) from None
+        others = ", ".join(str(other) for other in steps if other != int(step)) or "none"
+        raise WorldError(f"--from {text}: {error}. Name another step; others there: {others}.") from None
     return folder / f"step-{int(step)}"
 
 

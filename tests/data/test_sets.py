@@ -160,7 +160,7 @@ def test_folders_that_do_not_fit(tmp_path):
 def test_roots_that_are_none(tmp_path):
     with pytest.raises(UserError, match=r"data.root is not set"):
         open_source(section("webdataset"), "train")
-    with pytest.raises(UserError, match="is no folder that is there"):
+    with pytest.raises(UserError, match="there is no such folder"):
         open_source(section("webdataset", tmp_path / "none"), "train")
     with pytest.raises(UserError, match=r"No file of .* matches data.train='train-\*.tar'"):
         open_source(section("webdataset", tmp_path), "train")

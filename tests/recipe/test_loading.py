@@ -245,7 +245,7 @@ def test_a_named_site_file_must_be_there(minimal: str, monkeypatch: pytest.Monke
     monkeypatch.setenv("RESTRAIN_SITE", "nowhere.yaml")
     with pytest.raises(UserError) as caught:
         load(minimal)
-    assert str(caught.value) == "The site file nowhere.yaml ($RESTRAIN_SITE) is not there."
+    assert str(caught.value) == "The site file nowhere.yaml is not there: correct or unset $RESTRAIN_SITE."
 
 
 def test_find() -> None:
