@@ -261,3 +261,35 @@ def nan_loss(step: int) -> None:
 
     Run.micro_step = watched
     Classify.rows = lambda self, logits, target: rows(self, logits, target) * (float("nan") if at[0] == step else 1.0)
+
+
+def disk_full(step: int) -> None:
+    """The disk is full while the checkpoint of a step is written: half of a file fits."""
+    import errno
+
+    from restrain.run import checkpoint
+
+    original = checkpoint.write_file
+
+    def write_file(path: Any, tensors: Any) -> Any:
+        facts = original(path, tensors)
+        if f"step-{step}.tmp-" in str(path):
+            os.truncate(path, os.path.getsize(path) // 2)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return facts
+
+    checkpoint.write_file = write_file
+
+
+def no_pickles() -> None:
+    """Whatever unpickles raises."""
+    import pickle
+
+    import torch
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("something was unpickled")
+
+    for owner, name in ((pickle, "Unpickler"), (pickle, "_Unpickler"), (pickle, "load"), (pickle, "loads")):
+        setattr(owner, name, refuse)
+    torch.load = refuse
