@@ -134,7 +134,7 @@ def open_run(
     found = checkpoint.newest(folder.checkpoints)
     _refuse_gaps(folder, text, found)
     notices = [f"passed over: {problem}; going on from step {found.step}" for problem in found.problems]
-    notices += _gaps(folder, found.step)
+    notices += _gaps(folder, found.step, every_step=str(recipe.track.every) == "1st")
     attempt = folder.begin_attempt()
     found = checkpoint.clean(folder.checkpoints, attempt, found) or found
     opening = Opening(attempt, found.step or 0, str(found.path) if found.path else None, notices=notices)
@@ -180,8 +180,11 @@ def _refuse_gaps(folder: RunFolder, text: str | None, found: checkpoint.Found) -
         )
 
 
-def _gaps(folder: RunFolder, step: int | None) -> list[str]:
-    """What is missing from the journals, which are whole up to a checkpoint's step unless somebody removed lines."""
+def _gaps(folder: RunFolder, step: int | None, every_step: bool) -> list[str]:
+    """What is missing from the journals, which are whole up to a checkpoint's step unless somebody removed lines.
+
+    every_step: the journal has a line a step; that of the checkpoint's own may be held back for its evaluation.
+    """
     if step is None:
         return []
     last = journal.last_step(folder.ledger)
@@ -194,6 +197,8 @@ def _gaps(folder: RunFolder, step: int | None) -> list[str]:
         )
     if not folder.journal.exists():
         found.append(f"{folder.journal} was removed: the metrics up to step {step} are lost, the run goes on")
+    elif every_step and (known := journal.last_step(folder.journal) or 0) < step - 1:
+        found.append(f"{folder.journal} was cut: the metrics from step {known + 1} to {step} are lost, the run goes on")
     return found
 
 

@@ -95,6 +95,11 @@ def _remove(*names: str) -> Callable[[Path], object]:
     return remove
 
 
+def _cut_journal(run: Path) -> None:
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:2]) + lines[2][:9])
+
+
 def _edit_lock(run: Path) -> None:
     lock = run / "recipe.lock.yaml"
     lock.write_text(lock.read_text().replace("lr: 0.1", "lr: 0.7"))
@@ -291,8 +296,15 @@ FOLDERS = [
         resumed(_remove("metrics.jsonl"), keep=False),
     ),
     Case(
+        "metrics.jsonl was cut",
+        "run/metrics.jsonl was cut: the metrics from step 3 to 6 are lost, the run goes on",
+        0,
+        "Nothing, or restore it from a copy before the run goes on.",
+        resumed(_cut_journal, keep=False),
+    ),
+    Case(
         "metrics.jsonl is a folder",
-        "Cannot cut metrics.jsonl back to step 6 (run/metrics.jsonl): Is a directory. Look at that folder and its disk, then start again.",
+        "Cannot read the journal (run/metrics.jsonl): Is a directory. Look at that folder and its disk.",
         1,
         "Move that folder away.",
         resumed(lambda run: [(run / "metrics.jsonl").unlink(), (run / "metrics.jsonl").mkdir()], keep=False),
