@@ -15,7 +15,7 @@ def evaluate(
     overrides: Overrides = None,
 ) -> None:
     """Evaluate a run's weights (its EMA where it has one)."""
-    from restrain.training.evaluation import evaluate_run
+    from restrain.training.evaluate_run import evaluate_run
 
     found = evaluate_run(path, overrides or [])
     for notice in found.notices:

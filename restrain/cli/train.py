@@ -118,7 +118,10 @@ def _local_ranks(recipe: Any) -> int:
         return 1
     import torch
 
-    return max(1, torch.cuda.device_count())
+    from restrain.data.order import allowed_worlds
+
+    count = torch.cuda.device_count()
+    return max([n for n in allowed_worlds(recipe.batch.global_, recipe.batch.group) if n <= count], default=1)
 
 
 def _check_size(recipe: Any, here: Any, size: int) -> None:

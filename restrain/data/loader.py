@@ -60,7 +60,7 @@ class TrainLoader:
         """micro: samples of a micro-batch. pixels: also give the CRC of each row. pin: page-locked buffers (CUDA)."""
         if plan.samples != order.samples:
             raise ValueError(f"a plan of {plan.samples} samples for an order of {order.samples}")
-        for segment in plan.segments:
+        for segment in [plan.segment(start), *(later for later in plan.segments if later.from_step > start)]:
             check_world(segment.batch, segment.group, world)
             check_micro(segment.batch, segment.group, world, micro)
         self.source, self.order, self.plan, self.pipeline = source, order, plan, pipeline

@@ -167,6 +167,24 @@ class Plan:
         epochs, index = divmod(after - rest, self.samples // s.batch)
         return s.epoch + 1 + epochs, index * s.batch
 
+    def step_at(self, epochs: float) -> int:
+        """The step at which ``epochs`` epochs are done, whatever batches they had: how every duration is counted."""
+        whole = int(epochs)
+        first = self._first_step(whole)
+        return first + round((epochs - whole) * (self._first_step(whole + 1) - first))
+
+    def _first_step(self, epoch: int) -> int:
+        for s in reversed(self.segments):
+            if epoch > s.epoch:
+                rest = (self.samples - s.position) // s.batch
+                return s.from_step + rest + (epoch - s.epoch - 1) * (self.samples // s.batch)
+        return 0
+
+    def epochs(self, steps: int) -> float:
+        """How many epochs the first ``steps`` steps are."""
+        epoch, position = self.place(steps)
+        return epoch + position / self.samples
+
     def seen(self, steps: int) -> int:
         """Samples that the first ``steps`` steps train on."""
         ends = [s.from_step for s in self.segments[1:]] + [steps]

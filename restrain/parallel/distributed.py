@@ -41,12 +41,19 @@ def leave(world: World) -> None:
 def explained(error: RuntimeError, world: World) -> Exception:
     """A collective that failed because another rank is gone, in words; any other error as it is."""
     said = str(error)
-    lost = any(sign in said for sign in ("Connection closed by peer", "Connection reset", "NCCL", "Broken pipe"))
-    if world.size == 1 or not lost:
+    signs = (
+        "closed by peer",
+        "reset by peer",
+        "Broken pipe",
+        "remote process exited",
+        "Timed out",
+        "timed out waiting",
+    )
+    if world.size == 1 or not any(sign in said for sign in signs):
         return error
     return WorldError(
-        f"Rank {world.rank} lost the connection to another rank, whose own message says why it left. Nothing is wrong "
-        f"with this one; the same command with the same --run goes on from the last checkpoint."
+        f"Rank {world.rank} lost the connection to another rank, whose own message says why it left. The same command "
+        f"with the same --run goes on from the last checkpoint. (The library said: {said.splitlines()[0][:200]})"
     )
 
 

@@ -74,23 +74,25 @@ def supervise(command: Sequence[str], size: int) -> int:
 
 
 def _wait(ranks: list[subprocess.Popen]) -> int:
-    deadline = None
+    deadline, first = None, None
     while any(rank.poll() is None for rank in ranks):
-        failed = [rank for rank in ranks if rank.poll() not in (None, *GOOD)]
+        failed = [index for index, rank in enumerate(ranks) if rank.poll() not in (None, *GOOD)]
         if failed and deadline is None:
+            first = next((index for index in failed if (ranks[index].poll() or 0) < 0), failed[0])
             deadline = time.monotonic() + GRACE
         if deadline is not None and time.monotonic() > deadline:
             break
         time.sleep(0.05)
     codes = [rank.poll() for rank in ranks]
     # The first to fail is the cause; a rank that died of a signal explains nothing itself, so it is named here.
-    for index, code in enumerate(codes):
+    if first is None:
+        first = next((index for index, code in enumerate(codes) if code not in GOOD), None)
+    if first is not None:
+        code = codes[first]
         if code is not None and code < 0:
             raise WorldError(
-                f"Rank {index} was killed by {signal.Signals(-code).name}. The others were stopped. "
+                f"Rank {first} was killed by {signal.Signals(-code).name}. The others were stopped. "
                 f"The same command with the same --run goes on from the last checkpoint."
             )
-    for code in codes:
-        if code not in (None, *GOOD):
-            return code if code in (1, 2) else 1
+        return code if code in (1, 2) else 1
     return 75 if 75 in codes else 130 if 130 in codes else 0

@@ -67,7 +67,9 @@ class RunFolder:
                 raise UserError(f"The run folder {self.path} is a file. Name another folder with --run.")
             if self.path.is_dir() and not self.exists():
                 foreign = sorted(
-                    p.name for p in self.path.iterdir() if p.name not in OWN and not p.name.endswith(".tmp")
+                    p.name
+                    for p in self.path.iterdir()
+                    if p.name not in OWN and not p.name.endswith(".tmp") and not p.name.startswith("bad_samples")
                 )
                 if foreign:
                     raise UserError(

@@ -146,13 +146,12 @@ class Lease:
         if self.holder is None or self._file is None:
             raise WorldError(f"The lease of {self.folder} is not held by this process; nothing more is written.")
         try:
-            mine = self._load(self._file)
+            if self._held():
+                return
             highest = max(self._numbers(), default=0)
+            other = self._load(self._at(highest)) if highest else None
         except OSError as error:
             raise world_error("check the lease of the run folder", self.path, error) from None
-        if mine is not None and mine.token == self.holder.token and highest == int(self._file.stem):
-            return
-        other = self._load(self._at(highest)) if highest else None
         by = other.describe() if other else "another process"
         raise WorldError(
             f"The run folder {self.folder} was taken over by {by} while this process ({self.holder.pid} on "
@@ -182,10 +181,14 @@ class Lease:
             with contextlib.suppress(OSError):  # a full or stale file system: the next beat may do; check() tells
                 if self._file is not None:
                     os.utime(self._file)
-            try:
-                self.check()
-            except WorldError:
-                self.displaced = not self._stop.is_set()
+                if not self._held():
+                    self.displaced = not self._stop.is_set()
+
+    def _held(self) -> bool:
+        if self.holder is None or self._file is None:
+            return False
+        mine = self._load(self._file)
+        return mine is not None and mine.token == self.holder.token and max(self._numbers()) == int(self._file.stem)
 
     def _at(self, number: int) -> Path:
         return self.path / f"{number:08d}.json"

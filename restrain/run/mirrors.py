@@ -142,7 +142,9 @@ class WandbMirror:
             self.last_sent = max(self.last_sent, int(known))
         import wandb
 
-        settings = wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True, init_timeout=30)
+        settings = wandb.Settings(
+            console="off", silent=True, disable_git=True, x_disable_stats=True, init_timeout=30, x_service_wait=120
+        )
         return wandb.init(
             mode="online" if self.mode == "online" else "offline",
             dir=os.fspath(self.run_dir),

@@ -196,5 +196,5 @@ class Attempt:
     def profile(self, plan: Plan, total: int) -> Profile | None:
         if self.recipe.profile is None:
             return None
-        at = self.recipe.profile.at.steps(plan.steps_per_epoch, total)
+        at = build.step_of(self.recipe.profile.at, plan, total)
         return Profile(at, self.recipe.profile.steps, self.folder.attempt_dir, self.world.rank)

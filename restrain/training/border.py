@@ -6,11 +6,13 @@ the ledger are on the disk before the checkpoint that vouches for them; a rank l
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from restrain.errors import WorldError
 from restrain.insight.profile import Profile
 from restrain.run.checkpoint import Writer
 from restrain.run.lease import Lease
@@ -32,6 +34,8 @@ class Cadence:
     save_seconds: float | None = None
     best: str | None = None
     better: str = "higher"
+    max_bad: float = 1.0
+    seen: Callable[[int], int] = lambda steps: 0  # samples of the first steps
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,8 @@ class Border:
         """
         if self.recorder is not None:
             self.recorder.resume_clock()
+        if self.profile is not None:
+            self.profile.step(self.state.step)
         if self.evaluation_is_due():
             line, self.state.held = self.state.held, None
             best = self.evaluation(line)
@@ -104,6 +110,8 @@ class Border:
         """After each step; True: the run leaves here. Called once where no step was left to train."""
         step = self.state.step
         self.writer.poll()
+        if not signals.installed():  # a library may like its own; ours only set a flag, so they can be put back here
+            signals.reinstall()
         if self.profile is not None:
             self.profile.step(step)
         due = self.evaluation_is_due()
@@ -114,6 +122,7 @@ class Border:
             readings += vector.read()
             planned = True
         line = self.record(readings, hold=step if due else None)
+        self.count_replaced(readings)
         if not planned:
             return False
         self.flag = max([self.flag, *(r.flag for r in readings)])
@@ -133,6 +142,20 @@ class Border:
         if self.recorder is not None:
             self.recorder.resume_clock()
         return leaving
+
+    def count_replaced(self, readings: Sequence[Reading]) -> None:
+        """Add up what all ranks replaced, over all attempts; raises WorldError on all of them beyond the budget."""
+        replaced = sum(r.replaced for r in readings)
+        if not replaced:
+            return
+        self.state.replaced += replaced
+        seen, budget = self.cadence.seen(self.state.step), self.cadence.max_bad
+        if self.state.replaced > max(10, budget * seen):
+            raise WorldError(
+                f"Too many bad samples: {self.state.replaced} of {seen} had to be replaced over the whole run; "
+                f"data.max_bad={budget:g} allows {max(10, int(budget * seen))}. They are listed in bad_samples*.jsonl "
+                f"of the run folder. Repair the data, or raise data.max_bad."
+            )
 
     def evaluation_is_due(self) -> bool:
         step = self.state.step
@@ -178,6 +201,8 @@ class Border:
         if metric is None:
             return False
         value, best = metrics[metric], self.state.best
+        if math.isnan(value):
+            return False
         better = best is None or (value > best["value"] if self.cadence.better == "higher" else value < best["value"])
         if better:
             self.state.best = {"metric": metric, "value": value, "step": self.state.step}

@@ -139,13 +139,15 @@ def build_plan(recipe: Recipe, data: Data, segments: list[dict[str, int]]) -> Pl
 
 
 def total_steps(recipe: Recipe, plan: Plan) -> int:
-    """Length of the run in optimizer steps, interventions that changed the batch included."""
-    last = plan.segments[-1]
-    if recipe.length.unit == "st" or len(plan.segments) == 1:
-        return recipe.length.steps(plan.steps_per_epoch)
-    rest = (plan.samples - last.position) // last.batch
-    epochs = recipe.length.value - last.epoch - 1
-    return last.from_step + rest + int(epochs * (plan.samples // last.batch))
+    """Length of the run in optimizer steps."""
+    return step_of(recipe.length, plan, None)
+
+
+def step_of(duration: Duration, plan: Plan, total: int | None) -> int:
+    """The step at which a duration from the run's start ends; epochs are those of the plan, whatever its batches."""
+    if duration.unit == "ep":
+        return plan.step_at(duration.value)
+    return duration.steps(plan.steps_per_epoch, total)
 
 
 def build_model_on(recipe: Recipe, device: torch.device, seed: int) -> nn.Module:
@@ -182,14 +184,22 @@ def build_state(recipe: Recipe, task: Classify, plan: Plan, total: int, device: 
 
 def build_factor(recipe: Recipe, plan: Plan, total: int) -> Callable[[int], float]:
     """Step (0-based) -> factor of the base learning rate."""
-    per_epoch = plan.steps_per_epoch
-    return lambda step: schedules.factor(recipe.schedule, step, steps_per_epoch=per_epoch, total_steps=total)
+    schedule = recipe.schedule
+    # Moments become steps of this plan once, so that a batch that was changed on the way does not move them.
+    moments: dict[str, Any] = {"warmup": Duration(step_of(schedule.warmup, plan, total), "st")}
+    if schedule.name == "step":
+        moments["at"] = tuple(Duration(step_of(at, plan, total), "st") for at in schedule.at)
+    section = schedule.model_copy(update=moments)
+    return lambda step: schedules.factor(section, step, steps_per_epoch=plan.steps_per_epoch, total_steps=total)
 
 
 def every(duration: Duration, plan: Plan, total: int) -> Callable[[int], bool]:
     """Finished steps -> whether something that happens every ``duration`` is due. Wall-clock durations: never here."""
     if duration.is_wall_clock:
         return lambda step: False
+    if duration.unit == "ep":
+        wanted = {plan.step_at(n * duration.value) for n in range(1, int(plan.epochs(total) / duration.value) + 2)}
+        return lambda step: step in wanted
     steps = max(1, duration.steps(plan.steps_per_epoch, total))
     return lambda step: step % steps == 0
 
@@ -203,6 +213,8 @@ def build_cadence(recipe: Recipe, plan: Plan, total: int, has_evaluation: bool) 
         save_seconds=clock.seconds() if clock.is_wall_clock else None,
         best=recipe.checkpoint.best if has_evaluation else None,
         better="lower" if recipe.checkpoint.best == "eval/loss" else "higher",
+        max_bad=recipe.data.max_bad,
+        seen=plan.seen,
     )
 
 
@@ -217,7 +229,7 @@ def build_train_loader(
 ) -> TrainLoader:
     mix = None
     if recipe.mix.mixup or recipe.mix.cutmix:
-        off = recipe.mix.off.steps(plan.steps_per_epoch, stop) if recipe.mix.off is not None else None
+        off = step_of(recipe.mix.off, plan, stop) if recipe.mix.off is not None else None
         mix = Mix(recipe.seed, recipe.mix.mixup, recipe.mix.cutmix, off)
     return TrainLoader(
         data.train,

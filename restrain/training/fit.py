@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from restrain.data.progress import console_reporter
+from restrain.errors import RestrainError
 from restrain.insight import machine
 from restrain.insight.progress import Progress
 from restrain.parallel import distributed
@@ -60,10 +62,10 @@ def fit(
     lease = Lease(folder.path) if world.rank == 0 else None
     try:
         data = _open_data(recipe, told)
-        settled = told.first_rank(lambda: _settle(recipe, folder, data, world, device, fork))
+        settled, layout = told.first_rank(lambda: _settle(recipe, folder, data, world, device, fork))
         recipe = opening.settle(recipe, settled)
         distributed.refuse_unequal(world, hashlib.sha256(to_yaml(recipe).encode()).hexdigest())
-        where = placement.place(recipe, world, device, data.pixels)
+        where = placement.Placement(**layout | {"device": str(device)})
         torch.set_num_threads(where.threads)
         opened = Opening(**told.first_rank(lambda: _open(folder, lease, recipe, resolved.name, data, allow, fork)))
         if opened.finished:
@@ -77,7 +79,8 @@ def fit(
     finally:
         if lease is not None:
             lease.release()
-        distributed.leave(world)
+        if sys.exc_info()[0] is None:  # with an error, leaving the group could wait for ranks that wait for this one
+            distributed.leave(world)
 
 
 def _choose_algorithms(deterministic: bool) -> None:
@@ -102,12 +105,12 @@ def _open_data(recipe: Recipe, told: distributed.Told) -> build.Data:
 
 def _settle(
     recipe: Recipe, folder: RunFolder, data: build.Data, world: World, device: torch.device, fork: Path | None
-) -> dict[str, Any]:
-    """What each ``auto`` becomes. On rank 0, which alone tells what cannot be: all ranks would say the same."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What each ``auto`` becomes, and the placement. On rank 0, so that all ranks have the same, and one tells what
+    cannot be."""
     autos = opening.autos(recipe, build.resolved_autos(recipe, data, device), folder.lock_file)
     forks.check_start(recipe, int(data.train.counts.sum()), fork)
-    placement.place(recipe, world, device, data.pixels)
-    return autos
+    return autos, placement.place(recipe, world, device, data.pixels).as_dict()
 
 
 def _open(folder: RunFolder, lease: Lease | None, recipe: Recipe, name: str, data: build.Data, allow, fork) -> dict:
@@ -169,8 +172,9 @@ def _train(attempt: Attempt, say: Callable[[str], None]) -> Result:
     finally:
         loader.close()
         border.close(sound)
-        if world.rank == 0 and not sound:
-            folder.set_state("failed")
+        if world.rank == 0 and not sound and not border.displaced:
+            with suppress(RestrainError):  # the error that is being told matters more
+                folder.set_state("failed")
     outcome = border.outcome()
     metrics = _metrics(folder) if world.rank == 0 else {}
     if world.rank == 0:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from restrain.data.order import Plan, Segment
 from restrain.errors import UserError, WorldError
 from restrain.models.build import build_model
 from restrain.recipe import Recipe
@@ -78,10 +79,16 @@ def check_start(recipe: Recipe, samples: int, fork: Path | None) -> None:
     if fork is None:
         return
     with checkpoint.Reader(fork) as reader:
-        step, stored = reader.scalars["step"], reader.manifest["tensors"]
-    if step >= total:
+        step, segments = reader.scalars["step"], reader.scalars["segments"]
+        stored = reader.manifest["tensors"]
+    if recipe.length.unit == "ep":  # of which the run that is branched off from may have had other batches
+        plan = Plan(samples, segments[0]["batch"], segments[0]["group"], 1, [Segment(**s) for s in segments[1:]])
+        nothing_left = plan.epochs(step) >= recipe.length.value
+    else:
+        nothing_left = step >= total
+    if nothing_left:
         raise UserError(
-            f"--from: {fork} is after step {step}, and length={recipe.length} ends after step {total}: nothing would "
+            f"--from: {fork} is after step {step}, and length={recipe.length} ends before: nothing would "
             f"be trained. Set a longer length, or begin from an earlier step with --from RUN@STEP."
         )
     misfit = _misfit(recipe, {name: tuple(entry["shape"]) for name, entry in stored.items()})

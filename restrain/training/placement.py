@@ -43,8 +43,9 @@ def device_of(recipe: Recipe, world: World) -> torch.device:
         return torch.device("cpu")
     if world.local_rank >= count:
         raise UserError(
-            f"{world.local_size} processes on this node, but {count} CUDA device(s): one process a device. "
-            f"Set parallel.devices={count}."
+            f"{world.local_size} processes on this node, of which this one sees {count} CUDA device(s): one process a "
+            f"device, and each sees all of its node's. Start fewer (parallel.devices={count}), or under srun drop "
+            f"--gpus-per-task and --gpu-bind."
         )
     return torch.device("cuda", world.local_rank)
 
@@ -60,7 +61,7 @@ def place(recipe: Recipe, world: World, device: torch.device, pixels: int) -> Pl
     else:
         micro = recipe.batch.micro
         check_micro(batch, group, world.size, micro)
-    cores = max(1, len(os.sched_getaffinity(0)) // world.local_size)
+    cores = _cores(world)
     threads = recipe.parallel.threads
     if threads == "auto":
         threads = cores if device.type == "cuda" or micro * pixels >= PIXELS_WORTH_THREADS else 1
@@ -70,13 +71,23 @@ def place(recipe: Recipe, world: World, device: torch.device, pixels: int) -> Pl
     return Placement(str(device), micro, threads, loaders)
 
 
+def _cores(world: World) -> int:
+    """This process's share of the processors. Slurm binds each task to its own; elsewhere the node's are divided."""
+    mine = len(os.sched_getaffinity(0))
+    task = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SRUN_CPUS_PER_TASK")
+    if world.launcher == "slurm" and task is not None and task.isdecimal():
+        return max(1, min(mine, int(task)))
+    return max(1, mine // world.local_size)
+
+
 def _micro(batch: int, group: int, world: int, device: torch.device, pixels: int) -> int:
     allowed = allowed_micro(batch, group, world)
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
+        # The card's whole memory, not what is free just now: the same on every rank and after every restart.
+        _, memory = torch.cuda.mem_get_info(device)
         # An estimate: the convolution outputs of a ResNet-50 are 22 MB an image of 224 x 224 in bf16, and about four
         # times that is kept for the backward pass, so 2 KB a pixel; half of the memory is left for the rest.
-        fits = [m for m in allowed if m * pixels * 2048 < free / 2]
+        fits = [m for m in allowed if m * pixels * 2048 < memory / 2]
         return fits[-1] if fits else allowed[0]
     if group * pixels >= PIXELS_WORTH_SPLITTING:
         return group

@@ -6,6 +6,7 @@ nothing that belongs to a rank: the tensors below, and a few numbers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,8 +95,11 @@ class RunState:
         for name in scalars.keys() - {"version"}:
             setattr(self, name, scalars[name])
 
-    def restore_tensors(self, reader: Reader) -> None:
+    def restore_tensors(self, reader: Reader, kinds: Sequence[str] | None = None) -> None:
+        """Only the tensors; ``kinds``: of some kinds alone (what follows the last ``|`` of a name)."""
         for name, tensor in self.named_tensors().items():
+            if kinds is not None and name.rpartition("|")[2] not in kinds:
+                continue
             reader.read_into(name, tensor.detach(), (0,) * tensor.ndim)
         self.check_strides()
 

@@ -166,11 +166,10 @@ class Run(L.LightningModule):
                 pixels += ledger.pixel_sum(micro.pixels, epoch, positions)
         if batch.replaced:
             self.border.replaced(step + 1, batch.replaced)
-            state.replaced += len(batch.replaced)
         vector = self.vector.reduce(
             sum(losses[1:], losses[0]),
             sum(corrects[1:], corrects[0]),
-            [batch.wait, len(batch.replaced), *self.border.asks(), signals.encode(signals.flag())],
+            [batch.wait / self.world.size, len(batch.replaced), *self.border.asks(), signals.encode(signals.flag())],
             hash_ & draws.MASK,
             pixels & draws.MASK,
         )

@@ -79,8 +79,27 @@ def test_a_changed_batch_goes_on_with_the_next_sample(tmp_path: Path) -> None:
     rows = [line["rows"] for line in worlds.ledger(run)]
     assert rows == [64] * left + [32] * ((1437 - 64 * left) // 32)
     assert worlds.journal(run)[-1]["samples"] == sum(rows)
-    # killed and resumed across the change
     assert {line["epoch"] for line in worlds.ledger(run)} == {0}
+
+
+def test_epochs_stay_epochs_when_the_batch_changes(tmp_path: Path) -> None:
+    """Evaluation, learning rate and length go by epochs of samples, whatever batches they were cut into."""
+    run = tmp_path / "run"
+    settings = ["length=4ep", "evaluate.every=1ep", "schedule={name: step, at: [2ep, 3ep]}"]
+    stop = {0: [("at_step", {"step": 30, "signal": "SIGTERM"})]}
+    assert worlds.train(run, settings, 1, stop).codes == [75]
+    changed = [*settings, "batch={global: 128, group: 16}"]
+    killed = {0: [("at_step", {"step": 40})]}
+    assert worlds.train(run, changed, 1, killed, options=["--allow", "batch"]).codes == [-9]
+    ended = worlds.train(run, changed)
+    assert ended.codes == [0], ended.text
+    lines = worlds.journal(run)
+    ends = [a for a, b in zip(lines, [*lines[1:], {"epoch": 4}], strict=True) if a["epoch"] != b["epoch"]]
+    assert [line["epoch"] for line in ends] == [0, 1, 2, 3]
+    assert all("eval/top1" in line for line in ends)
+    assert sum("eval/top1" in line for line in lines) == 4
+    rates = [{line["train/lr"] for line in lines if line["epoch"] == epoch} for epoch in range(4)]
+    assert [sorted(rate) for rate in rates] == [[0.1], [0.1], [pytest.approx(0.01)], [pytest.approx(0.001)]]
 
 
 def test_a_run_branches_off(finished: Path, tmp_path: Path) -> None:
@@ -130,6 +149,7 @@ def history(path: Path) -> list[dict]:
     return found
 
 
+@pytest.mark.slow
 def test_wandb_mirrors_the_journal_over_a_kill(tmp_path: Path) -> None:
     """Offline: each attempt is a segment of one run id; together they are the journal, each step once."""
     run = tmp_path / "run"

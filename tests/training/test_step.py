@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from restrain.parallel.precision import LossScale
+from restrain.recipe import load
+from restrain.training import build
 from tests import worlds
 
 SETTINGS = ["length=6st", "evaluate.every=6st", "checkpoint.every=1st", "checkpoint.keep=20", "precision=fp64"]
@@ -31,7 +33,19 @@ def run_of(folder: Path, *settings: str, faults=(), world: int = 1) -> Path:
 def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path, settings: list[str], step: int) -> None:
     """Weights, optimizer state, EMA and statistics after the step are those before it; the run goes on."""
     run = run_of(tmp_path, *settings, faults=[("nan_loss", {"step": step})])
-    if step > 1:
+    if step == 1:  # before it: the keyed initial weights, and optimizer, statistics and average as they begin
+        after = worlds.tensors(run, 1)
+        recipe = load(str(run / "recipe.lock.yaml")).recipe
+        model = build.build_model_on(recipe, torch.device("cpu"), recipe.seed)
+        initial = {f"{name}|param": p.detach() for name, p in model.named_parameters()}
+        initial |= {f"{name}|buffer": b for name, b in model.named_buffers() if f"{name}|buffer" in after}
+        assert all(torch.equal(after[name], t) for name, t in initial.items())
+        averages = [name for name in after if name.endswith("|ema")]
+        assert all(torch.equal(after[name], model.state_dict()[name[:-4]]) for name in averages)
+        moments = [t for name, t in after.items() if name.rpartition("|")[2] in ("momentum_buffer", "exp_avg", "step")]
+        assert moments
+        assert not any(t.any() for t in moments)
+    else:
         before, after = worlds.tensors(run, step - 1), worlds.tensors(run, step)
         moved = [name for name in before if not torch.equal(before[name], after[name])]
         # fp16 halves its loss scale and counts anew: that is what such a step is for
@@ -45,9 +59,25 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path, settings: lis
 
 
 def test_a_masked_first_step_is_followed_by_torchs_own_first_step(tmp_path: Path) -> None:
+    """In torch's first step of SGD the momentum is the gradient, and the weights move by lr times it."""
     run = run_of(tmp_path, faults=[("nan_loss", {"step": 1})])
-    first = worlds.tensors(run, 1)
-    assert all(not t.any() for name, t in first.items() if name.endswith("|momentum_buffer"))
+    first, second = worlds.tensors(run, 1), worlds.tensors(run, 2)
+    lr = worlds.journal(run)[1]["train/lr"]
+    for name, weight in first.items():
+        if name.endswith("|param"):
+            momentum = second[name.replace("|param", "|momentum_buffer")]
+            assert torch.allclose(second[name], weight - lr * momentum, rtol=1e-12, atol=1e-15), name
+    assert any(t.any() for name, t in second.items() if name.endswith("|momentum_buffer"))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_bad_step_of_one_rank_is_skipped_by_all(tmp_path: Path, rank: int) -> None:
+    run = tmp_path / "run"
+    ended = worlds.train(run, SETTINGS, 2, {rank: [("nan_loss", {"step": 3})]})
+    assert ended.codes == [0, 0], ended.text
+    before, after = worlds.tensors(run, 2), worlds.tensors(run, 3)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not torch.equal(after["fc.weight|param"], worlds.tensors(run, 4)["fc.weight|param"])
 
 
 @pytest.mark.parametrize(

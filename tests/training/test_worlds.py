@@ -39,6 +39,9 @@ def test_samples_draws_and_rates_are_equal_and_numbers_nearly(
     assert len(mine) == 20
     for a, b in zip(mine, theirs, strict=True):
         assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-10)
+    for name in ("eval/loss", "eval/top1", "eval/count"):
+        assert mine[-1][name] == pytest.approx(theirs[-1][name], rel=1e-10)
+    assert mine[-1]["eval/count"] == 360
     mine, theirs = worlds.tensors(run, 20), worlds.tensors(reference / "twenty", 20)
     assert mine.keys() == theirs.keys()
     assert any(name.endswith("running_var|buffer") for name in mine)

@@ -30,7 +30,7 @@ class Evaluation:
 
 
 # What an evaluation reads of a recipe; any other override would change nothing, or ask for another network.
-READ = ("data", "resolution", "loss", "evaluate", "parallel", "precision", "deterministic", "batch.micro")
+READ = ("data", "resolution", "loss", "evaluate", "parallel", "precision", "batch.micro")
 
 
 def evaluate_run(path: Path, overrides: Sequence[str] = ()) -> Evaluation:
@@ -55,7 +55,7 @@ def evaluate_run(path: Path, overrides: Sequence[str] = ()) -> Evaluation:
     plan = build.build_plan(recipe, data, [])
     task = build.build_task(recipe, data, device)
     state = build.build_state(recipe, task, plan, build.total_steps(recipe, plan), device)
-    state.restore_tensors(reader)
+    state.restore_tensors(reader, kinds=("param", "buffer", "ema"))
     reader.close()
     loader = build.build_eval_loader(recipe, data, world, where)
     with state.ema.swap(task.model) if state.ema is not None else nullcontext():
