@@ -81,14 +81,12 @@ def check_start(recipe: Recipe, samples: int, fork: Path | None) -> None:
     with checkpoint.Reader(fork) as reader:
         step, segments = reader.scalars["step"], reader.scalars["segments"]
         stored = reader.manifest["tensors"]
-    if recipe.length.unit == "ep":  # of which the run that is branched off from may have had other batches
+    if recipe.length.unit == "ep":  # in steps of the run that is branched off from, whose batches may have been others
         plan = Plan(samples, segments[0]["batch"], segments[0]["group"], 1, [Segment(**s) for s in segments[1:]])
-        nothing_left = plan.epochs(step) >= recipe.length.value
-    else:
-        nothing_left = step >= total
-    if nothing_left:
+        total = plan.step_at(recipe.length.value)
+    if step >= total:
         raise UserError(
-            f"--from: {fork} is after step {step}, and length={recipe.length} ends before: nothing would "
+            f"--from: {fork} is after step {step}, and length={recipe.length} ends after step {total}: nothing would "
             f"be trained. Set a longer length, or begin from an earlier step with --from RUN@STEP."
         )
     misfit = _misfit(recipe, {name: tuple(entry["shape"]) for name, entry in stored.items()})

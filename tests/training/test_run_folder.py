@@ -150,17 +150,17 @@ def history(path: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_wandb_mirrors_the_journal_over_a_kill(tmp_path: Path) -> None:
+def test_wandb_mirrors_the_journal_over_a_restart(tmp_path: Path) -> None:
     """Offline: each attempt is a segment of one run id; together they are the journal, each step once."""
     run = tmp_path / "run"
     settings = [*SETTINGS, "track.wandb.mode=offline"]
-    assert worlds.train(run, settings, 1, {0: [("at_step", {"step": 7})]}).codes == [-9]
+    assert worlds.train(run, settings, 1, {0: [("at_step", {"step": 6, "signal": "SIGTERM"})]}).codes == [75]
     first = json.loads((run / "run.json").read_text())["wandb_id"]
     ended = worlds.train(run, settings)
     assert ended.codes == [0], ended.text
     assert json.loads((run / "run.json").read_text())["wandb_id"] == first
     segments = sorted((run / "wandb").glob(f"offline-run-*-{first}/*.wandb"))
-    assert segments
+    assert segments, ended.text
     sent = [line for segment in segments for line in history(segment)]
     wanted = worlds.journal(run)
     assert [line["_step"] for line in sent] == [line["step"] for line in wanted]
