@@ -450,7 +450,7 @@ EVALUATIONS = [
     ),
     Case(
         "An evaluation is asked for another network",
-        "command line: model.name cannot be set here: an evaluation takes the network and its weights as they are. What may be set is data, resolution, loss, evaluate, parallel, precision, deterministic, batch.micro.",
+        "command line: model.name cannot be set here: an evaluation takes the network and its weights as they are. What may be set is data, resolution, loss, evaluate, parallel, precision, batch.micro.",
         2,
         "Leave the key out.",
         evaluated("run", "model.name=cifar_resnet56"),
