@@ -12,7 +12,7 @@ quickstart: .venv/.installed
 	$(BIN)/restrain train digits_resnet20
 
 test: .venv/.installed
-	$(BIN)/python -m pytest -m "not slow and not slurm and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow and not slurm and not gpu" $(ARGS)
 
 check: .venv/.installed
 	$(BIN)/ruff check .
