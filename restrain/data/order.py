@@ -187,6 +187,8 @@ class Plan:
 
     def seen(self, steps: int) -> int:
         """Samples that the first ``steps`` steps train on."""
+        if len(self.segments) == 1:
+            return steps * self.batch
         ends = [s.from_step for s in self.segments[1:]] + [steps]
         return sum(s.batch * max(0, min(end, steps) - s.from_step) for s, end in zip(self.segments, ends, strict=True))
 

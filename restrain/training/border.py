@@ -75,6 +75,7 @@ class Border:
         self.saved_at = state.step
         self.last_save = time.monotonic()
         self.asked_to_save = False
+        self.looked = False
 
     # ------------------------------------------------------------------------------------------------ asked in a step
 
@@ -110,8 +111,10 @@ class Border:
         """After each step; True: the run leaves here. Called once where no step was left to train."""
         step = self.state.step
         self.writer.poll()
-        if not signals.installed():  # a library may like its own; ours only set a flag, so they can be put back here
-            signals.reinstall()
+        if not self.looked:  # a library that puts its own handlers in place has done so by now
+            self.looked = True
+            if not signals.installed():
+                signals.reinstall()
         if self.profile is not None:
             self.profile.step(step)
         due = self.evaluation_is_due()
@@ -145,7 +148,9 @@ class Border:
 
     def count_replaced(self, readings: Sequence[Reading]) -> None:
         """Add up what all ranks replaced, over all attempts; raises WorldError on all of them beyond the budget."""
-        replaced = sum(r.replaced for r in readings)
+        replaced = 0
+        for r in readings:
+            replaced += r.replaced
         if not replaced:
             return
         self.state.replaced += replaced
