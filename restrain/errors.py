@@ -12,6 +12,7 @@ class RestrainError(Exception):
     """Base of every error meant for a person. ``str(error)`` is the whole paragraph."""
 
     exit_code = 1
+    placed = False  # the text says already which sample of which file it is about
 
 
 class UserError(RestrainError):

@@ -70,7 +70,7 @@ def read_into(source: Source, pipeline: Pipeline, shard: int, j: int, key: int, 
     except DecodeError as error:
         raise BadSample(source.names[shard], j, sample.key, str(error)) from error
     except RestrainError as error:
-        if f"{source.names[shard]} has label" in str(error):  # it says where already
+        if error.placed:
             raise
         raise type(error)(f"{error} [{where} of {source.names[shard]}]") from error
     except Exception as error:

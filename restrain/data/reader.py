@@ -80,10 +80,12 @@ def check_label(label: int, classes: int | None, where: str) -> int:
     """The label, or UserError where the model has no such class."""
     if label < 0 or (classes is not None and label >= classes):
         top = "" if classes is None else f", and model.classes={classes} allows 0 to {classes - 1}"
-        raise UserError(
+        error = UserError(
             f"Label {label} out of range: {where} has label {label}{top}. "
             f"Set model.classes to the number of classes of the data, or repair the label."
         )
+        error.placed = True
+        raise error
     return label
 
 
