@@ -81,7 +81,7 @@ def run(argv: Sequence[str]) -> int:
     debug = os.environ.get("RESTRAIN_DEBUG", "") not in ("", "0")
     try:
         code = app(list(argv) or ["--help"], prog_name="restrain", standalone_mode=False)
-        sys.stdout.flush()
+        getattr(sys.stdout, "flush", lambda: None)()  # None where the caller has closed it
         return code if isinstance(code, int) else 0
     except BrokenPipeError:
         # The reader (head, less) has seen enough. Python would complain again when it flushes at the end.

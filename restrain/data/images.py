@@ -77,6 +77,11 @@ def _decode_pil(data: bytes) -> np.ndarray:
 
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if image.mode.startswith("I;16"):  # PIL would clip 16 bits at 255: white
+                grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+                return np.repeat(grey[..., None], 3, axis=2)
+            if image.mode in ("I", "F"):
+                raise ValueError(f"32-bit pixels (mode {image.mode}), whose scale nobody knows; store 8 or 16 bits")
             # A palette goes through RGBA: PIL warns when it converts one with transparency straight to RGB.
             return np.array((image.convert("RGBA") if image.mode == "P" else image).convert("RGB"))
     except Exception as error:  # PIL's plugins raise OSError, SyntaxError, ValueError, struct.error, ...

@@ -225,7 +225,13 @@ def _scan_image(path: Path) -> tuple[int, int, int]:
 def _images_below(folder: Path) -> list[str]:
     found = []
     for path, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if name[0] != "."]
+        # A link to a folder above would count the same images again, as this class.
+        real = os.path.realpath(path) + os.sep
+        folders[:] = [
+            name
+            for name in folders
+            if name[0] != "." and not real.startswith(os.path.realpath(os.path.join(path, name)) + os.sep)
+        ]
         below = os.path.relpath(path, folder)
         images = [name for name in files if name.lower().endswith(IMAGES) and name[0] != "."]
         found += images if below == "." else [f"{below}/{name}" for name in images]

@@ -75,9 +75,10 @@ class Told:
             except BaseException as error:
                 code = error.exit_code if isinstance(error, RestrainError) else 1
                 store.set(name, json.dumps({"failed": code}))
-                time.sleep(0.2)  # rank 0 hosts the store: let the others read it
+                self._heard(name, store)
                 raise
             store.set(name, json.dumps({"value": value}))
+            self._heard(name, store)
             return value
         while True:  # indexing a large set may take longer than any one time-out
             try:
@@ -87,9 +88,16 @@ class Told:
                 if "imeout" not in str(error):
                     raise WorldError(LEFT) from None
         told = json.loads(store.get(name))
+        store.add(f"{name}/heard", 1)
         if "failed" in told:
             raise SystemExit(told["failed"])
         return told["value"]
+
+    def _heard(self, name: str, store: Any) -> None:
+        """Rank 0 hosts the store, and may leave next: wait until the others have read it, or are gone."""
+        end = time.monotonic() + 10.0
+        while store.add(f"{name}/heard", 0) < self.world.size - 1 and time.monotonic() < end:
+            time.sleep(0.01)
 
 
 def refuse_unequal(world: World, digest: str) -> None:

@@ -197,7 +197,7 @@ def every(duration: Duration, plan: Plan, total: int) -> Callable[[int], bool]:
     """Finished steps -> whether something that happens every ``duration`` is due. Wall-clock durations: never here."""
     if duration.is_wall_clock:
         return lambda step: False
-    if duration.unit == "ep":
+    if duration.unit == "ep" and len(plan.segments) > 1:
         wanted = {plan.step_at(n * duration.value) for n in range(1, int(plan.epochs(total) / duration.value) + 2)}
         return lambda step: step in wanted
     steps = max(1, duration.steps(plan.steps_per_epoch, total))

@@ -97,6 +97,23 @@ def check_start(recipe: Recipe, samples: int, fork: Path | None) -> None:
         )
 
 
+def check_allowed(recipe: Recipe, at: Path) -> None:
+    """Raises UserError where a change that was allowed asks for another network than the run's checkpoint holds."""
+    with checkpoint.Reader(at) as reader:
+        stored = {name: tuple(entry["shape"]) for name, entry in reader.manifest["tensors"].items()}
+        step = reader.step
+    if misfit := _misfit(recipe, stored):
+        raise UserError(
+            f"--allow: {at} does not fit the changed recipe: {misfit}. Model, optimizer and ema are those that a run "
+            f"began with; nothing was changed."
+        )
+    if recipe.length.unit == "st" and recipe.length.value < step:
+        raise UserError(
+            f"--allow length: the run is after step {step} already, length={recipe.length} ends before. Nothing was "
+            f"changed."
+        )
+
+
 def _misfit(recipe: Recipe, stored: dict[str, tuple[int, ...]]) -> str | None:
     """The first difference between what a checkpoint holds and what the recipe's model and optimizer need."""
     with torch.device("meta"):

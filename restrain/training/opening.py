@@ -16,6 +16,7 @@ from restrain.recipe import Recipe, differences, is_placement, leaves, load, to_
 from restrain.recipe.checks import show
 from restrain.run import checkpoint, journal, lockfile
 from restrain.run.folder import RunFolder
+from restrain.training import forks
 
 
 @dataclass
@@ -135,6 +136,8 @@ def open_run(
     _refuse_gaps(folder, text, found)
     notices = [f"passed over: {problem}; going on from step {found.step}" for problem in found.problems]
     notices += _gaps(folder, found.step, every_step=str(recipe.track.every) == "1st")
+    if interventions and found.path is not None:
+        forks.check_allowed(recipe, found.path)
     attempt = folder.begin_attempt()
     found = checkpoint.clean(folder.checkpoints, attempt, found) or found
     opening = Opening(attempt, found.step or 0, str(found.path) if found.path else None, notices=notices)

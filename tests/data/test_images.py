@@ -63,3 +63,14 @@ def test_decoders_agree_on_photographs(photographs):
     for data in photographs[:20]:
         pil, torchvision = (images.decode(data, decoder).astype(int) for decoder in images.DECODERS)
         assert np.abs(pil - torchvision).mean() < 0.1
+
+
+def test_sixteen_bit_grey_keeps_its_shades():
+    shades = np.array([[0, 8596], [30331, 65535]], np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(shades).save(buffer, "PNG")
+    assert np.array_equal(images.decode(buffer.getvalue())[..., 0], (shades >> 8).astype(np.uint8))
+    buffer = io.BytesIO()
+    Image.fromarray(shades.astype(np.float32)).save(buffer, "TIFF")
+    with pytest.raises(images.DecodeError, match="32-bit pixels"):
+        images.decode(buffer.getvalue())

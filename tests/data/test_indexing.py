@@ -202,3 +202,12 @@ def test_no_torch():
     modules = "restrain.cli.data, restrain.data.indexing, restrain.data.expected, restrain.data.progress"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_link_to_a_folder_above_is_not_followed(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(b"x")
+    (tmp_path / "a" / "up").symlink_to("..")
+    (tmp_path / "b" / "here").symlink_to(".")
+    assert indexing.list_classes(tmp_path) == {"a": ["1.png"], "b": ["1.png"]}

@@ -179,3 +179,22 @@ def test_the_same_settings_give_the_same_bits_twice(tmp_path: Path) -> None:
     for name in ("a", "b"):
         assert worlds.train(tmp_path / name, [*SETTINGS, "precision=bf16", "seed=3"]).codes == [0]
     worlds.assert_bit_equal(tmp_path / "a", tmp_path / "b", 8)
+
+
+def test_a_change_that_cannot_be_leaves_the_run_as_it_was(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    stop = {0: [("at_step", {"step": 6, "signal": "SIGTERM"})]}
+    assert worlds.train(run, SETTINGS, 1, stop).codes == [75]
+    lock = (run / "recipe.lock.yaml").read_text()
+    adamw = [*SETTINGS, "optimizer={name: adamw, lr: 0.001}"]
+    ended = worlds.train(run, adamw, options=["--allow", "optimizer"])
+    assert ended.codes == [2]
+    assert "the checkpoint has no such state" in ended.text
+    assert (run / "recipe.lock.yaml").read_text() == lock
+    assert worlds.train(run, SETTINGS).codes == [0]
+
+
+def test_a_finished_run_says_so_on_every_rank(finished: Path) -> None:
+    ended = worlds.train(finished, [*SETTINGS, "ema={decay: 0.8}"], 2)
+    assert ended.codes == [0, 0], ended.text
+    assert ended.text.count("is finished") == 1
