@@ -14,7 +14,7 @@ from restrain.recipe.schema_data import Data
 from restrain.recipe.schema_optim import CrossEntropy, Ema, Loss, Optimizer, Schedule
 from restrain.recipe.schema_run import Checkpoint, Evaluate, Expect, Parallel, Profile, Track
 
-ModelName = Literal[
+OwnModel = Literal[
     "resnet18",
     "resnet34",
     "resnet50",
@@ -27,6 +27,9 @@ ModelName = Literal[
     "cifar_resnet110",
     "cifar_resnet1202",
 ]
+
+
+TimmModel = Annotated[str, Field(pattern=r"^timm/[A-Za-z0-9_.-]+$")]
 
 
 class NoJoin(Section):
@@ -56,10 +59,33 @@ class DropPath(Section):
     mode: Literal["sample"] = Field(default="sample", description="sample: drawn for each row of the batch.")
 
 
+class Init(Section):
+    """Weights to begin with, instead of fresh ones."""
+
+    from_: str = Field(
+        alias="from",
+        min_length=1,
+        description="A .safetensors file, a run folder, one of its checkpoints, or `timm`: its own weights, which "
+        "need the network once.",
+    )
+    ema: bool = Field(default=True, description="Of a run: its moving average, where it has one.")
+    reset: Annotated[tuple[Literal["head"], ...], AsTuple] = Field(
+        default=(), description="Parts that keep their fresh weights: head, where the classes are others."
+    )
+    interpolate: bool = Field(
+        default=True, description="Resize position embeddings to this image size where theirs was another."
+    )
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+
 class Model(Section):
     """The network."""
 
-    name: ModelName = Field(description="ImageNet sizes (resnet50) or CIFAR sizes (cifar_resnet20), He et al. 2015.")
+    name: OwnModel | TimmModel = Field(
+        description="ImageNet sizes (resnet50) or CIFAR sizes (cifar_resnet20), He et al. 2015; or any of timm's, as "
+        "timm/convnext_tiny."
+    )
     classes: Annotated[int, Field(ge=2)] = Field(description="Number of classes.")
     in_chans: Positive = Field(default=3, description="Channels of the input: 3 for colour, 1 for grey.")
     join: Join = Field(default=AddJoin(name="add"), description="Where a branch meets the residual stream.")
@@ -70,7 +96,27 @@ class Model(Section):
         default=(), description="Parts that are not trained: stem, head, block:3, block:0-3."
     )
     drop_path: DropPath = Field(default=DropPath(), description="Stochastic depth.")
-    init: None = Field(default=None, description="null: fresh weights from the seed.")
+    stem: Literal["basic", "deep"] = Field(
+        default="basic",
+        description="deep: three 3x3 convolutions for the 7x7 one (ResNet-C, He et al. 2019, 1812.01187).",
+    )
+    downsample: Literal["conv", "avgpool"] = Field(
+        default="conv",
+        description="Shortcut of a stride: a strided 1x1 convolution, or an average pooling before it "
+        "(ResNet-D). With stem=deep it is timm's resnet50d.",
+    )
+    blurpool: bool = Field(
+        default=False, description="Blur before each strided convolution (Zhang 2019, arXiv:1904.11486; FFCV's form)."
+    )
+    init: Init | None = Field(default=None, description="Where weights come from; null: fresh ones from the seed.")
+
+
+class Progressive(Section):
+    """Images grow from `first` to `resolution.train` (FFCV; Howard 2018). An epoch has one size, that of its start."""
+
+    first: Positive = Field(description="Side of a training image at the start.")
+    ramp: Annotated[tuple[Moment, Moment], AsTuple] = Field(description="When the side begins and ends to grow.")
+    multiple: Positive = Field(default=32, description="Sides are rounded to multiples of it.")
 
 
 class Resolution(Section):
@@ -81,7 +127,12 @@ class Resolution(Section):
     eval_resize: Positive | None = Field(
         default=None, description="Shorter side before the centre crop to `eval`; null: no resizing."
     )
-    schedule: None = Field(default=None, description="null: the same size throughout.")
+    interpolation: Literal["bilinear", "bicubic"] = Field(
+        default="bilinear", description="Kernel of the resizing in evaluation."
+    )
+    schedule: Progressive | None = Field(
+        default=None, description="Progressive resizing: smaller images first; null: the same size throughout."
+    )
 
 
 class Mix(Section):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from restrain.recipe.base import AsTuple, Auto, Positive, PositiveFloat, Section, Threads, Unit
+from restrain.recipe.base import AsTuple, Auto, NonNegative, Positive, PositiveFloat, Section, Threads, Unit
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -19,6 +19,9 @@ class RandomResizedCrop(Section):
     name: Literal["random_resized_crop"]
     scale: Range = Field(default=(0.08, 1.0), description="Smallest and largest share of the image's area.")
     ratio: Range = Field(default=(3 / 4, 4 / 3), description="Narrowest and widest aspect ratio, width / height.")
+    interpolation: Literal["bilinear", "bicubic", "random"] = Field(
+        default="bilinear", description="Kernel of the resizing; random: either, drawn for each image (timm's default)."
+    )
 
 
 class Flip(Section):
@@ -56,14 +59,98 @@ class CentreCrop(Section):
     size: Positive = Field(description="Pixels of a side.")
 
 
-Augmentation = Annotated[RandomResizedCrop | Flip | PadCrop | Shift | Resize | CentreCrop, Field(discriminator="name")]
+class RandAugment(Section):
+    """`ops` operations drawn from a set, all at one magnitude (Cubuk et al. 2020, arXiv:1909.13719).
+
+    `policy` is timm's short form (`rand-m7-mstd0.5-inc1`), whose operations and magnitudes it then takes; without it
+    the operations are torchvision's.
+    """
+
+    name: Literal["rand_augment"]
+    policy: str | None = Field(
+        default=None, description="timm's form, such as rand-m9-mstd0.5-inc1; null: torchvision's operations."
+    )
+    ops: Positive = Field(default=2, description="Operations an image (with `policy`: its n).")
+    magnitude: Annotated[int, Field(ge=0, le=30)] = Field(
+        default=9, description="Strength, of 30 (with `policy`: its m, of 10)."
+    )
+
+
+class TrivialAugment(Section):
+    """One operation at a uniform strength, wide ranges (Mueller and Hutter 2021, arXiv:2103.10158)."""
+
+    name: Literal["trivial_augment"]
+
+
+class AutoAugment(Section):
+    """One of 25 learned pairs of operations (Cubuk et al. 2019, arXiv:1805.09501)."""
+
+    name: Literal["auto_augment"]
+    policy: Literal["imagenet", "cifar10", "svhn"] = Field(default="imagenet", description="Which learned policy.")
+
+
+class ThreeAugment(Section):
+    """Grey, solarised or blurred, one of the three (Touvron et al. 2022, DeiT III, arXiv:2204.07118, section 3)."""
+
+    name: Literal["three_augment"]
+
+
+class ColorJitter(Section):
+    """Brightness, contrast, saturation and hue, each by a random factor, in random order; torchvision's."""
+
+    name: Literal["color_jitter"]
+    brightness: NonNegative = Field(default=0.0, description="Factors from 1 - b to 1 + b.")
+    contrast: NonNegative = Field(default=0.0, description="Factors from 1 - c to 1 + c.")
+    saturation: NonNegative = Field(default=0.0, description="Factors from 1 - s to 1 + s.")
+    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(default=0.0, description="Turn of the hue, of a whole circle.")
+
+
+class Lighting(Section):
+    """Colour moved along ImageNet's principal components (Krizhevsky et al. 2012, section 4.1)."""
+
+    name: Literal["lighting"]
+    std: PositiveFloat = Field(default=0.1, description="Standard deviation of the shares, one a component.")
+
+
+class RandomErasing(Section):
+    """A random rectangle erased (Zhong et al. 2020, arXiv:1708.04896); last in the list."""
+
+    name: Literal["random_erasing"]
+    p: Unit = Field(default=0.25, description="Probability.")
+    scale: Range = Field(default=(0.02, 1 / 3), description="Smallest and largest share of the image's area.")
+    ratio: Range = Field(default=(0.3, 10 / 3), description="Narrowest and widest aspect ratio.")
+    fill: Literal["mean", "noise"] = Field(
+        default="mean", description="mean: `data.mean`, 0 once normalised; noise: normal, one draw a pixel and channel."
+    )
+
+
+Augmentation = Annotated[
+    RandomResizedCrop
+    | Flip
+    | PadCrop
+    | Shift
+    | Resize
+    | CentreCrop
+    | RandAugment
+    | TrivialAugment
+    | AutoAugment
+    | ThreeAugment
+    | ColorJitter
+    | Lighting
+    | RandomErasing,
+    Field(discriminator="name"),
+]
 
 
 class _Data(Section):
     augment: Annotated[tuple[Augmentation, ...], AsTuple] = Field(
         default=(), description="Augmentations of training images, in this order; each is a pure function of its key."
     )
-    repeats: Annotated[int, Field(ge=1, le=1)] = Field(default=1, description="How often an epoch shows each image.")
+    repeats: Annotated[int, Field(ge=1, le=16)] = Field(
+        default=1,
+        description="Repeated augmentation (Hoffer et al. 2020, arXiv:1901.09335): copies of an image in a step, each "
+        "augmented on its own, in different groups. An epoch keeps its length and shows 1 / repeats of the images.",
+    )
     threads: Auto | Threads = Field(
         default="auto", description="Threads that read and decode, a process. Changes no result."
     )

@@ -18,10 +18,16 @@ class _Optimizer(Section):
         description="How `lr` follows the batch: lr x batch.global / lr_per (Goyal et al. 2017) or its square root.",
     )
     weight_decay: NonNegative = Field(
-        default=0.0, description="Weight decay: added to the gradient (sgd), decoupled (adamw)."
+        default=0.0, description="Weight decay: added to the gradient (sgd, lars) or decoupled from it (the others)."
     )
     no_decay: Literal["none", "norm_and_bias"] = Field(
-        default="none", description="What weight decay spares: nothing, or norm layers and all biases."
+        default="none",
+        description="What weight decay spares: nothing; or norm layers, biases, layer scales and position embeddings.",
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="Learning rate of each block, as a share of that of the block above it (Clark et al. 2020; Bao et "
+        "al. 2021, BEiT); null: one rate. For fine-tuning.",
     )
 
 
@@ -33,6 +39,11 @@ class Sgd(_Optimizer):
         default=0.9, description="Momentum of the gradient's average."
     )
     nesterov: bool = Field(default=False, description="Nesterov's momentum: look ahead before the step.")
+    decay: Literal["coupled", "decoupled"] = Field(
+        default="coupled",
+        description="coupled: weight decay is added to the gradient; decoupled: weights shrink by the decay times the "
+        "schedule's factor, whatever the learning rate (SGDW, Loshchilov and Hutter 2019, arXiv:1711.05101).",
+    )
 
 
 class AdamW(_Optimizer):
@@ -45,7 +56,71 @@ class AdamW(_Optimizer):
     eps: PositiveFloat = Field(default=1e-8, description="Added to the root of the second moment.")
 
 
-Optimizer = Annotated[Sgd | AdamW, Field(discriminator="name")]
+Betas = Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], AsTuple]
+
+
+class NAdam(_Optimizer):
+    """Adam with Nesterov's momentum and decoupled weight decay (Dozat 2016); torch's."""
+
+    name: Literal["nadam"]
+    betas: Betas = Field(default=(0.9, 0.999), description="Decay of the averages of the gradient and of its square.")
+    eps: PositiveFloat = Field(default=1e-8, description="Added to the root of the second moment.")
+
+
+class Lamb(_Optimizer):
+    """Adam's step scaled by each tensor's own norm, for large batches (You et al. 2020, arXiv:1904.00962); timm's."""
+
+    name: Literal["lamb"]
+    betas: Betas = Field(default=(0.9, 0.999), description="Decay of the averages of the gradient and of its square.")
+    eps: PositiveFloat = Field(default=1e-6, description="Added to the root of the second moment.")
+    max_grad_norm: PositiveFloat | None = Field(
+        default=1.0, description="LAMB's own limit of the gradient's global norm; null: none."
+    )
+
+
+class Lars(_Optimizer):
+    """SGD whose rate follows each tensor's own norm, for large batches (You et al. 2017, arXiv:1708.03888); timm's."""
+
+    name: Literal["lars"]
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.9, description="Momentum of the gradient's average."
+    )
+    nesterov: bool = Field(default=False, description="Nesterov's momentum: look ahead before the step.")
+    trust: PositiveFloat = Field(default=1e-3, description="Trust coefficient eta of a tensor's local rate.")
+    eps: NonNegative = Field(default=1e-8, description="Added to the divisor of the local rate.")
+
+
+class Lion(_Optimizer):
+    """The sign of a momentum (Chen et al. 2023, arXiv:2302.06675), decoupled weight decay; timm's."""
+
+    name: Literal["lion"]
+    betas: Betas = Field(default=(0.9, 0.99), description="Decay of the update's and of the kept average.")
+
+
+class Adan(_Optimizer):
+    """Adaptive Nesterov momentum (Xie et al. 2022, arXiv:2208.06677), decoupled weight decay; timm's."""
+
+    name: Literal["adan"]
+    betas: Annotated[tuple[Unit, Unit, Unit], AsTuple] = Field(
+        default=(0.98, 0.92, 0.99), description="Decay of the averages of gradient, its difference, and their square."
+    )
+    eps: PositiveFloat = Field(default=1e-8, description="Added to the root of the second moment.")
+
+
+class Muon(_Optimizer):
+    """Orthogonalised momentum for matrices and convolutions (Jordan et al. 2024), AdamW for the rest; timm's."""
+
+    name: Literal["muon"]
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.95, description="Momentum of the matrices' average."
+    )
+    nesterov: bool = Field(default=True, description="Nesterov's momentum: look ahead before the step.")
+    steps: Positive = Field(default=5, description="Iterations of the orthogonalisation (Newton and Schulz).")
+    betas: Betas = Field(default=(0.9, 0.95), description="AdamW's, for what is no matrix.")
+    eps: PositiveFloat = Field(default=1e-8, description="AdamW's, for what is no matrix.")
+
+
+Optimizer = Annotated[Sgd | AdamW | NAdam | Lamb | Lars | Lion | Adan | Muon, Field(discriminator="name")]
 
 
 class _Schedule(Section):
@@ -85,7 +160,48 @@ class Constant(_Schedule):
     final: None = Field(default=None, description="Nothing: the learning rate stays.")
 
 
-Schedule = Annotated[Step | Cosine | Linear | Constant, Field(discriminator="name")]
+class Poly(_Schedule):
+    """(1 - progress) to the power `power`, down to `final` (MLPerf's LARS: power 2)."""
+
+    name: Literal["poly"]
+    power: PositiveFloat = Field(default=2.0, description="Exponent of the remaining share.")
+    final: Unit = Field(default=0.0, description="Factor of the learning rate reached at the end.")
+
+
+class OneCycle(_Schedule):
+    """Up to the learning rate at `peak`, then down to `final` (Smith and Topin 2018, arXiv:1708.07120).
+
+    FFCV's and airbench's triangle: straight lines.
+    """
+
+    name: Literal["one_cycle"]
+    peak: Moment = Field(description="When the learning rate is largest.")
+    start: Unit = Field(default=0.0, description="Factor of the learning rate at step 0.")
+    shape: Literal["linear", "cosine"] = Field(default="linear", description="How it rises and falls.")
+    final: Unit = Field(default=0.0, description="Factor of the learning rate reached at the end.")
+
+
+class Wsd(_Schedule):
+    """Warm-up, stable, decay: the learning rate as it is, then down to `final` (Hu et al. 2024, arXiv:2404.06395)."""
+
+    name: Literal["wsd"]
+    decay: Span = Field(description="Length of the fall at the end.")
+    shape: Literal["linear", "cosine", "sqrt"] = Field(
+        default="linear", description="How it falls; sqrt: 1 - sqrt(progress) (Hagele et al. 2024, arXiv:2405.18392)."
+    )
+    final: Unit = Field(default=0.0, description="Factor of the learning rate reached at the end.")
+
+
+class InverseSqrt(_Schedule):
+    """1 / sqrt(step / warmup) after the warm-up (Vaswani et al. 2017, arXiv:1706.03762, section 5.3)."""
+
+    name: Literal["inverse_sqrt"]
+    final: None = Field(default=None, description="Nothing: it falls with the root of the step.")
+
+
+Schedule = Annotated[
+    Step | Cosine | Linear | Constant | Poly | OneCycle | Wsd | InverseSqrt, Field(discriminator="name")
+]
 
 
 class CrossEntropy(Section):
@@ -107,6 +223,9 @@ class Bce(Section):
     )
     threshold: Unit | None = Field(
         default=None, description="Mixed targets above it count as 1, the others as 0; null: as is."
+    )
+    over_classes: Literal["sum", "mean"] = Field(
+        default="sum", description="How a row's loss adds up over classes; timm's and DeiT III's BCE take the mean."
     )
 
 

@@ -4,7 +4,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from restrain.recipe.base import AsTuple, Auto, Cadence, Every, NonNegative, Positive, Section, Steps, Threads
+from restrain.recipe.base import (
+    AsTuple,
+    Auto,
+    Cadence,
+    Every,
+    Moment,
+    NonNegative,
+    Positive,
+    Section,
+    Steps,
+    Threads,
+)
 from restrain.recipe.durations import Duration
 
 
@@ -36,6 +47,10 @@ class Evaluate(Section):
         default="auto", description="Images a process evaluates at a time. Changes no count."
     )
 
+    flip: bool = Field(
+        default=False, description="Average the logits of each image and of its mirror image (test-time flip)."
+    )
+
 
 class Checkpoint(Section):
     """When checkpoints are written and which are kept."""
@@ -53,10 +68,17 @@ class Wandb(Section):
     mode: Literal["disabled", "offline", "online"] = Field(
         default="disabled", description="Off, to local files, or sent."
     )
-    project: str = Field(default="restrain", min_length=1, description="Project.")
+    project: str = Field(default="restrain", min_length=1, description="Project; from the site file where it has one.")
     entity: str | None = Field(default=None, description="User or team; usually from the site file.")
+    group: str | None = Field(default=None, description="Group of runs that are shown together.")
     name: str | None = Field(default=None, description="Display name of the run; null: the run folder's.")
     tags: Annotated[tuple[str, ...], AsTuple] = Field(default=(), description="Tags of the run.")
+    notes: str | None = Field(default=None, description="A longer description of the run.")
+    system: bool = Field(default=True, description="wandb's own metrics of processor, memory, disk and GPUs.")
+    code: bool = Field(default=False, description="Keep the recipe and the installed code as an artifact.")
+    checkpoints: Literal["none", "best", "all"] = Field(
+        default="none", description="Which checkpoints are sent as artifacts."
+    )
 
 
 class Track(Section):
@@ -67,6 +89,7 @@ class Track(Section):
         default=False, description="Hash augmented pixels into the ledger too (for tests; costs time)."
     )
     wandb: Wandb = Field(default=Wandb(), description="Mirror at Weights & Biases.")
+    tensorboard: bool = Field(default=False, description="Mirror as TensorBoard event files, in the run folder.")
 
 
 class Profile(Section):
@@ -74,6 +97,16 @@ class Profile(Section):
 
     at: Steps = Field(default=Duration(100, "st"), description="First step profiled.")
     steps: Positive = Field(default=5, description="Number of steps.")
+
+
+class Tripwire(Section):
+    """A bound that a sound run keeps: a hopeless one is seen early."""
+
+    at: Moment = Field(description="When it is looked at: the first value of the metric from here on.")
+    metric: str = Field(pattern=r"^[a-z_]+/[a-z0-9_]+$", description="Metric of the journal.")
+    min: float | None = Field(default=None, description="Smallest sound value; null: none.")
+    max: float | None = Field(default=None, description="Largest sound value; null: none.")
+    act: Literal["stop", "warn"] = Field(default="stop", description="Save and leave, or say so and go on.")
 
 
 class Expect(Section):
@@ -86,4 +119,7 @@ class Expect(Section):
     source: str = Field(min_length=1, description="Who measured it.")
     status: Literal["paper", "reproduced", "unverified"] = Field(
         description="paper: published by others; reproduced: a run of this project reached it; unverified: neither yet."
+    )
+    at: Annotated[tuple[Tripwire, ...], AsTuple] = Field(
+        default=(), description="Tripwires: bounds on the way, such as eval/top1 of at least 20 at 5ep."
     )

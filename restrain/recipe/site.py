@@ -12,7 +12,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,13 @@ class SiteWandb(Section):
     """Weights & Biases at this place."""
 
     entity: str | None = Field(default=None, description="User or team.")
+    project: str | None = Field(default=None, description="Project.")
+    mode: Literal["disabled", "offline", "online"] | None = Field(
+        default=None, description="What this place's network allows: off, to local files, or sent."
+    )
+    tags: Annotated[tuple[str, ...], AsTuple] | None = Field(
+        default=None, description="Tags of all runs of this place."
+    )
 
 
 class SiteSlurm(Section):
