@@ -1,0 +1,51 @@
+"""What a model costs, counted and not measured: on the meta device nothing is allocated and nothing is computed."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from restrain.errors import UserError
+from restrain.models.residual import Join
+
+
+def forward_macs(model: nn.Module, channels: int, height: int, width: int) -> int:
+    """Multiply-adds of one image [1, ``channels``, ``height``, ``width``] through ``model`` in evaluation mode.
+
+    Convolutions, matrix products and attention count, as in the tables of the literature (He et al. 2015, table 1:
+    3.8 G for a ResNet-50, 4.09 G with torchvision's stride in the 3 x 3 convolution); norms, activations and biases do
+    not. ``model`` may be on any device and in any mode: a copy without weights is what runs.
+
+    Raises:
+        UserError: the model does not take images of that size.
+    """
+    like = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    image = torch.empty(1, channels, height, width, dtype=like, device="meta")
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.no_grad(), counter:
+            weightless(model).eval()(image)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"The model does not take images of {channels} x {height} x {width} (channels, height, width): {said}. "
+            "Look at resolution.train and model.in_chans."
+        ) from None
+    return counter.get_total_flops() // 2  # torch counts a multiplication and an addition as two
+
+
+def weightless(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` on the meta device, without hooks or observers; the weights are not copied on the way."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
+    memo |= {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+    twin = copy.deepcopy(model, memo)
+    for module in twin.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+        if isinstance(module, Join):
+            module.observers.clear()
+    return twin
