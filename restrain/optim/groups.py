@@ -14,7 +14,8 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 def parameter_groups(model: nn.Module, weight_decay: float, no_decay: str) -> list[dict[str, Any]]:
     """Optimizer groups ``{"params", "weight_decay"}`` that partition the trainable parameters.
 
-    ``no_decay``: ``none`` decays everything (He et al. 2015); ``norm_and_bias`` leaves out the parameters of
+    ``no_decay``: ``none`` decays everything (He et al. 2015); ``norm`` leaves out the parameters of normalisations
+    alone, as torchvision's ``--norm-weight-decay 0``; ``norm_and_bias`` leaves out the parameters of
     normalisations and all vectors and scalars, which are biases and gains (Goyal et al. 2017, arXiv:1706.02677, section
     5.3, footnote; He et al. 2019, arXiv:1812.01187). Decided by the kind of module and by ndim, never by name.
     """
@@ -23,10 +24,11 @@ def parameter_groups(model: nn.Module, weight_decay: float, no_decay: str) -> li
         raise UserError("Every parameter is frozen: model.freeze leaves nothing to train.")
     if no_decay == "none":
         return [{"params": trainable, "weight_decay": weight_decay}]
-    if no_decay != "norm_and_bias":
-        raise UserError(f"optimizer.no_decay is {no_decay!r}; it is none or norm_and_bias.")
+    if no_decay not in ("norm", "norm_and_bias"):
+        raise UserError(f"optimizer.no_decay is {no_decay!r}; it is none, norm or norm_and_bias.")
     of_norms = {id(p) for module in model.modules() if isinstance(module, NORMS) for p in module.parameters(False)}
-    spared = [p for p in trainable if p.ndim <= 1 or id(p) in of_norms]
+    vectors = no_decay == "norm_and_bias"
+    spared = [p for p in trainable if id(p) in of_norms or (vectors and p.ndim <= 1)]
     ids = {id(p) for p in spared}
     decayed = [p for p in trainable if id(p) not in ids]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]

@@ -20,9 +20,10 @@ class _Optimizer(Section):
     weight_decay: NonNegative = Field(
         default=0.0, description="Weight decay: added to the gradient (sgd, lars) or decoupled from it (the others)."
     )
-    no_decay: Literal["none", "norm_and_bias"] = Field(
+    no_decay: Literal["none", "norm", "norm_and_bias"] = Field(
         default="none",
-        description="What weight decay spares: nothing; or norm layers, biases, layer scales and position embeddings.",
+        description="What weight decay spares: nothing; norm layers alone (torchvision, FFCV); or norm layers, biases, "
+        "layer scales and position embeddings.",
     )
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None,

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from restrain.recipe import Recipe, available, differences, find, load, to_yaml
+from restrain.recipe import available, differences, find, load, to_yaml
 
 NAMES = [
     "cifar10_plain20",
@@ -15,9 +15,23 @@ NAMES = [
     "digits_plain56",
     "digits_resnet20",
     "digits_resnet56",
+    "finetune",
     "imagenet_resnet152",
+    "imagenet_resnet152_rsb_a1",
+    "imagenet_resnet152_rsb_a2",
+    "imagenet_resnet152_rsb_a3",
+    "imagenet_resnet152_v2",
     "imagenet_resnet50",
+    "imagenet_resnet50_ffcv16",
+    "imagenet_resnet50_ffcv88",
+    "imagenet_resnet50_mlperf",
+    "imagenet_resnet50_mlperf_3k",
+    "imagenet_resnet50_rsb_a1",
+    "imagenet_resnet50_rsb_a2",
+    "imagenet_resnet50_rsb_a3",
+    "imagenet_resnet50_v2",
 ]
+OWN = {name for name in NAMES if name.startswith(("digits_", "cifar10_plain"))}
 
 
 def trains_differently(one: str, other: str) -> list[str]:
@@ -36,7 +50,9 @@ def test_header_and_expectation_agree(name: str) -> None:
     assert f"restrain train {name}" in header
     assert ("data.root=" in header) == (recipe.data.name != "digits")
     expected = recipe.expect
-    assert expected is not None
+    if expected is None:  # a form to be filled in: its result is that of its user's data
+        assert "Expected: depends on" in header
+        return
     said = re.search(r"Expected: ([\d.]+) (% top-1 \(eval/top1|train/loss \(?)(?:, )?\s*tolerance ([\d.]+)", header)
     assert said, header
     assert float(said[1]) == expected.value
@@ -75,33 +91,5 @@ def test_depth_alone_differs() -> None:
 
 
 def test_no_result_is_claimed_that_nobody_published() -> None:
-    status = {name: load(name).recipe.expect.status for name in NAMES}  # type: ignore[union-attr]
-    published = {"cifar10_resnet20", "cifar10_resnet56", "cifar10_resnet110", "imagenet_resnet50", "imagenet_resnet152"}
-    assert {name for name in NAMES if status[name] == "paper"} == published
-
-
-def sections(model) -> set[type]:
-    from restrain.recipe.fields import field_of, fields_of, is_section
-
-    found = {model}
-    for field, _ in fields_of(model).values():
-        for one in field.types:
-            inner = field_of(one.__args__[0]).types if getattr(one, "__origin__", None) is tuple else (one,)
-            found |= {other for part in inner if is_section(part) for other in sections(part)}
-    return found
-
-
-def test_every_key_is_described() -> None:
-    found = sections(Recipe)
-    assert len(found) > 25
-    for section in found:
-        assert section.__doc__, section
-        for name, info in section.model_fields.items():
-            if name != "name":
-                assert info.description, f"{section.__name__}.{name}"
-
-
-def test_json_schema() -> None:
-    schema = Recipe.model_json_schema()
-    assert schema["properties"]["length"]["type"] == "string"
-    assert schema["additionalProperties"] is False
+    status = {name: expect.status for name in NAMES if (expect := load(name).recipe.expect) is not None}
+    assert {name for name in status if status[name] != "paper"} == OWN
