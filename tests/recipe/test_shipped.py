@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from restrain.recipe import available, differences, find, load, to_yaml
+from restrain.recipe import Recipe, available, differences, find, load, to_yaml
 
 NAMES = [
     "cifar10_plain20",
@@ -93,3 +93,30 @@ def test_depth_alone_differs() -> None:
 def test_no_result_is_claimed_that_nobody_published() -> None:
     status = {name: expect.status for name in NAMES if (expect := load(name).recipe.expect) is not None}
     assert {name for name in status if status[name] != "paper"} == OWN
+
+
+def sections(model) -> set[type]:
+    from restrain.recipe.fields import field_of, fields_of, is_section
+
+    found = {model}
+    for field, _ in fields_of(model).values():
+        for one in field.types:
+            inner = field_of(one.__args__[0]).types if getattr(one, "__origin__", None) is tuple else (one,)
+            found |= {other for part in inner if is_section(part) for other in sections(part)}
+    return found
+
+
+def test_every_key_is_described() -> None:
+    found = sections(Recipe)
+    assert len(found) > 25
+    for section in found:
+        assert section.__doc__, section
+        for name, info in section.model_fields.items():
+            if name != "name":
+                assert info.description, f"{section.__name__}.{name}"
+
+
+def test_json_schema() -> None:
+    schema = Recipe.model_json_schema()
+    assert schema["properties"]["length"]["type"] == "string"
+    assert schema["additionalProperties"] is False
