@@ -60,7 +60,8 @@ class Reader:
         where = origin.text.partition("=")[0] if origin.text else join(path, key)
         owners = [union_tag(one) for one in union if one is not cls and key in fields_of(one)]
         if owners:
-            chosen, others = union_tag(cls), f"{path}.name = {' or '.join(owners)}"
+            listed = " or ".join([", ".join(owners[:-1]), owners[-1]] if owners[1:] else owners)
+            chosen, others = union_tag(cls), f"{path}.name = {listed}"
             self.problem(origin, f"{where} does nothing with {path}.name = {chosen}: it belongs to {others}")
             return
         kind = f" with {path}.name = {union_tag(cls)}" if len(union) > 1 else ""

@@ -16,12 +16,12 @@ def refusal(name: str, *overrides: str) -> str:
     return str(caught.value)
 
 
-SGD_KEYS = "name, lr, lr_per, lr_rule, weight_decay, no_decay, momentum, nesterov"
+SGD_KEYS = "name, lr, lr_per, lr_rule, weight_decay, no_decay, layer_decay, momentum, nesterov, decay"
 CASES = {
     "optimizer.lrr=1": f"optimizer.lrr is not a key. Did you mean 'lr'? The keys of optimizer with optimizer.name = sgd "
     f"are {SGD_KEYS}.",
     "optimizer.betas=[0.9,0.99]": "optimizer.betas does nothing with optimizer.name = sgd: it belongs to "
-    "optimizer.name = adamw.",
+    "optimizer.name = adamw, nadam, lamb, lion, adan or muon.",
     "data.root=/data": "data.root does nothing with data.name = digits: it belongs to data.name = folder or webdataset.",
     "optimizer.lr=fast": "optimizer.lr: 'fast' is not a number.",
     "optimizer.lr=off": "optimizer.lr: 'off' is not a number.",
@@ -38,10 +38,11 @@ CASES = {
     "deterministic=yes": "deterministic: 'yes' is not true or false.",
     "model.zero_init=0": "model.zero_init: '0' is not auto, true or false.",
     "clip=none": "clip: 'none' is not a number or null.",
-    "optimizer.name=sdg": "optimizer.name: 'sdg' is not one of sgd, adamw. Did you mean 'sgd'?",
+    "optimizer.name=sdg": "optimizer.name: 'sdg' is not one of sgd, adamw, nadam, lamb, lars, lion, adan, muon. "
+    "Did you mean 'sgd'?",
     "optimizer=adamw": "optimizer: 'adamw' is a name; write optimizer.name=adamw.",
     "model=resnet50": "model: 'resnet50' is not a section with the keys name, classes, in_chans, join, zero_init, freeze, "
-    "drop_path, init.",
+    "drop_path, stem, downsample, blurpool, init.",
     "precision=bf-16": "precision: 'bf-16' is not one of auto, fp32, bf16, fp16, fp64. Did you mean 'bf16'?",
     "length=90": "length: '90' has no unit; it takes a duration in ep (epochs) or st (optimizer steps).",
     "length=30min": "length = 30min has a unit that makes no sense here; write ep (epochs) or st (optimizer steps).",
@@ -56,7 +57,8 @@ CASES = {
     "resolution.eval_resize=9": "resolution.eval_resize = 9 does nothing: the digits are 8 x 8 and stay so.",
     "resolution.train=32": "resolution.train = 32 does nothing: the digits are 8 x 8 and stay so.",
     "data.augment=[{name: flop}]": "data.augment[0].name: 'flop' is not one of random_resized_crop, flip, pad_crop, shift, "
-    "resize, centre_crop. Did you mean 'flip'?",
+    "resize, centre_crop, rand_augment, trivial_augment, auto_augment, three_augment, color_jitter, lighting, "
+    "random_erasing. Did you mean 'flip'?",
     "data.augment=[{name: flip, p: 2}]": "data.augment[0].p = 2 must be at most 1.",
     "data.augment=flip": "data.augment: 'flip' is not a list such as [{name: random_resized_crop}].",
     "model.freeze=[stam]": "model.freeze[0] = stam does not look right (pattern ^(stem|head|block:\\d+(-\\d+)?)$).",

@@ -156,6 +156,7 @@ def test_differences() -> None:
         ("optimizer.weight_decay", 1e-4, 0.0),
         ("optimizer.momentum", 0.9, ABSENT),
         ("optimizer.nesterov", False, ABSENT),
+        ("optimizer.decay", "coupled", ABSENT),
         ("seed", 0, 1),
         ("optimizer.betas", ABSENT, [0.9, 0.999]),
         ("optimizer.eps", ABSENT, 1e-8),
@@ -167,9 +168,10 @@ def test_placement() -> None:
     keys = leaves(load("imagenet_resnet50", ["profile={at: 5st}"]).recipe)
     assert {key for key in keys if is_placement(key)} == {
         *("parallel." + key for key in ("strategy", "accelerator", "devices", "nodes", "threads", "remat", "compile")),
-        *("track." + key for key in ("every", "pixels")),
-        *("expect." + key for key in ("metric", "value", "tolerance", "better", "source", "status")),
-        *("track.wandb." + key for key in ("mode", "project", "entity", "name", "tags")),
+        *("track." + key for key in ("every", "pixels", "tensorboard")),
+        *("expect." + key for key in ("metric", "value", "tolerance", "better", "source", "status", "at")),
+        *("track.wandb." + key for key in ("mode", "project", "entity", "group", "name", "tags", "notes")),
+        *("track.wandb." + key for key in ("system", "code", "checkpoints")),
         "batch.micro",
         "data.threads",
         "data.root",
