@@ -15,7 +15,19 @@ from .norm import GroupedBatchNorm2d
 from .residual import drop_rate, join_class, residual_blocks
 from .resnet import SPECS, BlockOptions, ResNet, ResNetSpec
 
-KEYS = ("name", "classes", "in_chans", "join", "zero_init", "freeze", "drop_path", "init")
+KEYS = (
+    "name",
+    "classes",
+    "in_chans",
+    "join",
+    "zero_init",
+    "freeze",
+    "drop_path",
+    "stem",
+    "downsample",
+    "blurpool",
+    "init",
+)
 
 
 def build_model(mapping: Mapping[str, Any], seed: int = 0) -> nn.Module:
