@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 from restrain.errors import UserError, nearest
@@ -26,6 +27,8 @@ class Resolved:
     origins: dict[str, Origin]
     """Dotted key of every leaf to the layer, file and line that set it."""
     site: Site
+    layers: tuple[Mapping, ...] = ()
+    """What was laid over one another, the lowest first: bases, the recipe, the site file, the command line."""
 
 
 def folder() -> Path:
@@ -59,14 +62,16 @@ def load(name_or_file: str, overrides: Sequence[str] = (), *, site: Path | None 
     Raises UserError, one paragraph that names key, value, place and cure.
     """
     path = _locate(name_or_file)
-    written, names = _with_bases(path)
+    files, names = _with_bases(path)
     typed = command_line(overrides)
     settings, site_nodes = read_site(find_site(site))
-    top = lay(written, site_layer(site_nodes, names, lay(written, typed)))
-    top = lay(top, typed)
-    recipe, origins = build(top, Recipe, names[0])
+    written = reduce(lay, files)
+    written = Mapping(written.entries, Origin("recipe", path), written.keys)
+    place = site_layer(site_nodes, names, lay(written, typed))
+    recipe, origins = build(lay(lay(written, place), typed), Recipe, names[0])
     default = Origin("default")
-    return Resolved(recipe, names[0], path, {key: origins.get(key, default) for key in leaves(recipe)}, settings)
+    by_key = {key: origins.get(key, default) for key in leaves(recipe)}
+    return Resolved(recipe, names[0], path, by_key, settings, (*files, place, typed))
 
 
 def _locate(name_or_file: str) -> Path:
@@ -81,8 +86,8 @@ def _locate(name_or_file: str) -> Path:
     return find(name_or_file)
 
 
-def _with_bases(path: Path) -> tuple[Mapping, list[str]]:
-    """The file laid over its bases, and the names of all of them, its own first."""
+def _with_bases(path: Path) -> tuple[list[Mapping], list[str]]:
+    """What stands in the file and in its bases, the lowest first, and the names of all of them, its own first."""
     chain = [path]
     layers: list[Mapping] = []
     names: list[str] = []
@@ -105,10 +110,7 @@ def _with_bases(path: Path) -> tuple[Mapping, list[str]]:
             names_so_far = " -> ".join(one.stem for one in [*chain, below])
             raise UserError(f"{base.origin}: a recipe stands on at most {MAX_BASES} bases, not {names_so_far}.")
         chain.append(below)
-    merged = layers[-1]
-    for layer in reversed(layers[:-1]):
-        merged = lay(merged, layer)
-    return Mapping(merged.entries, Origin("recipe", path), merged.keys), names
+    return layers[::-1], names
 
 
 def _base(base: Scalar, current: Path) -> Path:
