@@ -1,8 +1,9 @@
 # make quickstart   install, train a ResNet-20 on handwritten digits, say what it reached
 # make test         install what is missing, run the tests
 # make check        lint, types, import arrows
+# make docs         the documentation as a site, into build/site
 .DELETE_ON_ERROR:
-.PHONY: quickstart test check clean
+.PHONY: quickstart test check docs clean
 SHELL := /bin/bash
 
 PYTHON ?= python3
@@ -20,6 +21,9 @@ check: .venv/.installed
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 	$(BIN)/shellcheck slurm/*.sh .ci/run
+
+docs: .venv/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # The stamp is written last, so an interrupted installation is simply repeated.
 .venv/.installed: pyproject.toml constraints.txt

@@ -12,12 +12,14 @@ from restrain.recipe import load
 from tests import worlds
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+START = ROOT / "docs" / "start.md"
+MIGRATION = sorted((ROOT / "docs" / "migrate").glob("*.md"))
 TINY = ["length=2st", "batch.global=8", "batch.group=4", "model.name=cifar_resnet20"]
 
 
 def name(page: Path) -> str:
-    return page.name
+    return str(page.relative_to(ROOT))
 
 
 def blocks(page: Path, kind: str) -> list[str]:
@@ -32,13 +34,34 @@ def commands(page: Path) -> list[list[str]]:
     return [[w for w in line[line.index("restrain") + 1 :] if w != "--"] for line in words]
 
 
-def test_the_generated_page_is_up_to_date() -> None:
-    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
+@pytest.mark.parametrize("generator", ["reference", "results"])
+def test_a_generated_page_is_up_to_date(generator: str) -> None:
+    spec = importlib.util.spec_from_file_location(generator, ROOT / "docs" / f"{generator}.py")
     assert spec is not None
     assert spec.loader is not None
-    reference = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(reference)
-    assert reference.PAGE.read_text() == reference.page(), "the schema has changed: run python docs/reference.py"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text() == module.page(), f"what it is made of has changed: run python docs/{generator}.py"
+
+
+@pytest.mark.parametrize("page", MIGRATION, ids=name)
+def test_keys_of_a_migration_page_exist(page: Path) -> None:
+    """Every ``key=value`` of the tables is a key that some recipe has."""
+    known = every_key()
+    rows = re.findall(r"^\| `-.*$", page.read_text(), re.MULTILINE)
+    spans = [span for row in rows for span in re.findall(r"`([^`]+)`", row.split("|")[2])]
+    keys = {key for span in spans for key in re.findall(r"(?:^|\s)([a-z_]+(?:\.[a-z_]+)*)=", span)}
+    assert len(keys) > 25
+    assert keys <= known, keys - known
+
+
+def every_key() -> set[str]:
+    """Every dotted key of the schema, those of all kinds of a section together."""
+    text = (ROOT / "docs" / "recipe-reference.md").read_text()
+    keys = set(re.findall(r"^\| `([a-z_]+(?:\.[a-z_]+)*)`", text, re.MULTILINE))
+    sections = {key.rpartition(".")[0] for key in keys} - {""}
+    named = {f"{section}.name" for section in sections}
+    return keys | sections | named
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=name)
@@ -56,16 +79,10 @@ def test_named_tests_exist(page: Path) -> None:
             assert f"\ndef {test}(" in (ROOT / file).read_text(), f"{file}::{test}"
 
 
-def test_every_page_is_in_the_index() -> None:
-    index = (ROOT / "docs" / "index.md").read_text()
-    for page in PAGES[1:]:
-        assert page.name == "index.md" or f"({page.name})" in index
-
-
 @pytest.fixture
 def beside_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The working directory is one in which the README's own recipe lies."""
-    (recipe,) = blocks(ROOT / "README.md", "yaml")
+    """The working directory is one in which the recipe of the first steps lies."""
+    (recipe,) = blocks(START, "yaml")
     (tmp_path / "pictures.yaml").write_text(recipe)
     monkeypatch.chdir(tmp_path)
 
@@ -106,10 +123,10 @@ def test_the_audit_of_the_ledger_page(
 
 
 @pytest.mark.usefixtures("beside_pictures")
-def test_the_readmes_own_data(tmp_path: Path) -> None:
-    """Its pictures, its recipe and its shards, trained for two steps."""
-    for number, program in enumerate(blocks(ROOT / "README.md", "python")):
-        exec(compile(program, f"README.md, program {number + 1}", "exec"), {})
+def test_the_first_steps(tmp_path: Path) -> None:
+    """Their pictures, their recipe and their shards, trained for two steps."""
+    for number, program in enumerate(blocks(START, "python")):
+        exec(compile(program, f"docs/start.md, program {number + 1}", "exec"), {})
     assert len(list(tmp_path.glob("pictures/*/*/*.png"))) == 1797
     mine = str(tmp_path / "pictures.yaml")
     ended = worlds.train(tmp_path / "runs" / "mine", [*TINY, f"data.root={tmp_path / 'pictures'}"], recipe=mine)
