@@ -1,6 +1,7 @@
-"""Writes docs/recipe-reference.md from the recipe's schema: every key, what it takes, its default, its meaning.
+"""Writes what is made of the recipe's schema: docs/recipe-reference.md, every key with what it takes, its default and
+its meaning, and recipes/recipe.schema.json, the same for editors.
 
-``python docs/reference.py``; tests/docs/test_docs.py holds the page to the schema.
+``python docs/reference.py``; tests/docs/test_docs.py and tests/recipe/test_json_schema.py hold both to the schema.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from restrain.recipe import Recipe, is_placement
+from restrain.recipe import Recipe, is_placement, json_schema
 from restrain.recipe.checks import show
 from restrain.recipe.fields import Field, describe, field_of, fields_of, is_section, join, union_tag
 
@@ -104,3 +105,4 @@ def _default(value: Any) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    json_schema.path().write_text(json_schema.text(), encoding="utf-8")

@@ -17,6 +17,8 @@ from typer.core import TyperGroup
 from restrain import __version__
 from restrain.cli.data import app as data
 from restrain.cli.evaluate import evaluate
+from restrain.cli.recipes import recipes
+from restrain.cli.schema import schema
 from restrain.cli.show import show
 from restrain.cli.train import resume, train
 from restrain.errors import RestrainError, UserError, nearest
@@ -67,7 +69,9 @@ def _root(
 app.command()(train)
 app.command()(resume)
 app.command()(evaluate)
+app.command()(recipes)
 app.command()(show)
+app.command()(schema)
 app.add_typer(data, name="data")
 
 

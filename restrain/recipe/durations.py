@@ -118,3 +118,12 @@ class Units:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: Any) -> dict[str, Any]:
+        whole, units = r"[0-9]+", [unit for unit in self.allowed if unit != "st"]
+        forms = [rf"{whole}(\.[0-9]+)?({'|'.join(units)})"] if units else []
+        forms += [rf"{whole}st"] if "st" in self.allowed else []
+        return {"type": "string", "pattern": f"^({'|'.join(forms)})$", "examples": [_EXAMPLES[u] for u in self.allowed]}
+
+
+_EXAMPLES = {"ep": "90ep", "st": "20000st", "%": "5%", "s": "30s", "min": "10min", "h": "2h"}
