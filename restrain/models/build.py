@@ -11,9 +11,10 @@ from torch import nn
 from restrain.errors import UserError, nearest
 
 from .init import init_model
-from .norm import GroupedBatchNorm2d
+from .norm import GroupedBatchNorm
 from .residual import drop_rate, join_class, residual_blocks
 from .resnet import SPECS, BlockOptions, ResNet, ResNetSpec
+from .zoo import PREFIX, build_timm, is_timm
 
 KEYS = (
     "name",
@@ -30,20 +31,27 @@ KEYS = (
 )
 
 
-def build_model(mapping: Mapping[str, Any], seed: int = 0) -> nn.Module:
-    """The model of a recipe's ``model`` section: ``{name, classes, in_chans, join, zero_init, freeze, drop_path}``.
+def build_model(mapping: Mapping[str, Any], seed: int = 0, sides: Sequence[int] = ()) -> nn.Module:
+    """The model of a recipe's ``model`` section, ``{name, classes, in_chans, join, ...}``; :data:`KEYS` names all.
 
     Under ``torch.device("meta")`` nothing is allocated (see ``materialise``); otherwise the weights are those that
-    ``init_model`` makes of ``seed``. No generator is read. UserError for a key or value that does not exist.
+    ``init_model`` makes of ``seed``. No generator is read. ``sides``: sides in pixels of the images that the model will
+    see, that of training first; a timm model may need them (:func:`.zoo.build_timm`). ``init`` is not looked at here.
+    UserError for a key or value that does not exist.
     """
     for key in mapping:
         if key not in KEYS:
             raise UserError(f"model.{key} does not exist; its keys are {', '.join(KEYS)}.{nearest(key, KEYS)}")
     name = mapping.get("name")
-    if name not in MODELS:
-        raise UserError(f"model.name is {name!r}; the models are {', '.join(MODELS)}.{nearest(str(name), MODELS)}")
+    if name not in MODELS and not is_timm(name):
+        guess = nearest(str(name), MODELS) or f" One of timm's is written {PREFIX}{name}."
+        raise UserError(f"model.name is {name!r}; the models are {', '.join(MODELS)}.{guess}")
     if "classes" not in mapping:
         raise UserError("model.classes is missing: the number of classes.")
+    if is_timm(name):
+        model = build_timm(mapping, seed, sides)
+        freeze(model, mapping.get("freeze") or [])
+        return model
     model = MODELS[name](mapping)
     if not any(parameter.is_meta for parameter in model.parameters()):
         init_model(model, seed)
@@ -69,7 +77,22 @@ def build_resnet(spec: ResNetSpec, mapping: Mapping[str, Any]) -> ResNet:
         zero_init = join.keeps_shortcut
     blocks = sum(spec.depths)
     rates = tuple(drop_rate(rate, decay, depth, blocks) for depth in range(blocks))
-    return ResNet(spec, mapping["classes"], mapping.get("in_chans", 3), BlockOptions(join, rates, bool(zero_init)))
+    chosen = {key: mapping.get(key, plain) != plain for key, plain in VARIANTS.items()}
+    for key, is_chosen in chosen.items():
+        if is_chosen and spec.cifar:
+            raise UserError(f"model.{key} is an option of the ImageNet sizes, and {mapping['name']} is a CIFAR size.")
+    options = BlockOptions(
+        join,
+        rates,
+        bool(zero_init),
+        deep_stem=chosen["stem"],
+        pooled_shortcut=chosen["downsample"],
+        blurpool=chosen["blurpool"],
+    )
+    return ResNet(spec, mapping["classes"], mapping.get("in_chans", 3), options)
+
+
+VARIANTS = {"stem": "basic", "downsample": "conv", "blurpool": False}
 
 
 # Another model is a line here.
@@ -84,23 +107,34 @@ def freeze(model: nn.Module, parts: Sequence[str]) -> None:
     Their parameters take no gradient and their BatchNorms stay in evaluation mode under ``.train()``.
     """
     for part in parts:
-        for module in _modules(model, part):
-            module.requires_grad_(False)
-            for norm in module.modules():
-                if isinstance(norm, GroupedBatchNorm2d):
+        for piece in _pieces(model, part):
+            piece.requires_grad_(False)
+            for norm in piece.modules() if isinstance(piece, nn.Module) else ():
+                if isinstance(norm, GroupedBatchNorm):
                     norm.frozen = True
                     norm.eval()
 
 
-def _modules(model: nn.Module, part: str) -> list[nn.Module]:
+def _pieces(model: nn.Module, part: str) -> Sequence[nn.Module | nn.Parameter]:
     blocks = [block for _, block in residual_blocks(model)]
     kind, _, span = part.partition(":")
-    if kind in ("stem", "head") and not span and isinstance(model, ResNet):
-        return model.part(kind)
+    if kind in ("stem", "head") and not span:
+        return model_part(model, kind)
     first, _, last = span.partition("-")
     if kind != "block" or not first.isdecimal() or (last and not last.isdecimal()):
         raise UserError(f"model.freeze has {part!r}; it takes stem, head, block:3 or block:0-3.")
     low, high = int(first), int(last or first)
+    if not blocks:
+        raise UserError(f"model.freeze has {part!r}, but the model has no residual blocks.")
     if not low <= high < len(blocks):
         raise UserError(f"model.freeze has {part!r}, but the model's blocks are 0-{len(blocks) - 1}.")
-    return list(blocks[low : high + 1])
+    return blocks[low : high + 1]
+
+
+def model_part(model: nn.Module, part: str) -> Sequence[nn.Module | nn.Parameter]:
+    """The modules and parameters of ``stem`` or ``head``."""
+    if isinstance(model, ResNet):
+        return model.part(part)
+    from .adopt import parts  # imports timm
+
+    return parts(model, part)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from restrain.draws import Purpose, extend_torch, key, name_key, normal_torch, signed, uniform_torch
 
-from .norm import GroupedBatchNorm2d
+from .norm import GroupedBatchNorm
 from .residual import Join
 
 CHUNK = 1 << 16  # elements filled at a time: the int64 and float64 temporaries stay in a core's cache
@@ -37,7 +37,7 @@ def he_normal(weight: Tensor) -> Fill:
 
 
 def _batch_norm(module: nn.Module) -> dict[str, Fill]:
-    scale = module.initial_scale if isinstance(module, GroupedBatchNorm2d) else 1.0
+    scale = module.initial_scale if isinstance(module, GroupedBatchNorm) else 1.0
     zero, one = Fill("constant", 0.0), Fill("constant", 1.0)
     return {
         "weight": Fill("constant", scale),

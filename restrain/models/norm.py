@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class GroupedBatchNorm2d(nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` whose training statistics are those of ``group`` consecutive rows (None: the whole batch).
+class GroupedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """A BatchNorm whose training statistics are those of ``group`` consecutive rows (None: the whole batch).
 
     Evaluation, and training with one group a micro-batch, are ``F.batch_norm``. Running statistics are updated in the
     forward, as in ``nn.BatchNorm2d`` (by the mean over the groups), until a :class:`StagedStatistics` takes that over:
@@ -23,18 +23,19 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
     """
 
     group: int | None = None
+    spread: int = 1  # consecutive rows of the input that belong to one row of the batch, where a model folds tokens in
     frozen: bool = False  # statistics never move: stays in evaluation mode under .train()
     initial_scale: float = 1.0  # what init.py fills the weight with; 0 for the last norm of a zero-initialised branch
     scratch: Tensor | None = None  # [2, C]: mean and unbiased variance, summed over the groups of the last forward
 
-    def train(self, mode: bool = True) -> GroupedBatchNorm2d:
+    def train(self, mode: bool = True) -> GroupedBatchNorm:
         return super().train(mode and not self.frozen)
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
         rows = input.shape[0]
-        group = rows if self.group is None else self.group
+        group = rows if self.group is None else self.group * self.spread
         if rows % group:
             raise ValueError(f"{rows} rows cannot be cut into BatchNorm groups of {group}.")
         if rows == group and self.scratch is None:
@@ -62,6 +63,21 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         return y_BCHW
 
 
+class GroupedBatchNorm2d(GroupedBatchNorm, nn.BatchNorm2d):
+    """Over images [B, C, H, W]."""
+
+
+class GroupedBatchNorm1d(GroupedBatchNorm, nn.BatchNorm1d):
+    """Over vectors [B, C] or sequences [B, C, L]."""
+
+
+class GroupedBatchNormAct2d(GroupedBatchNorm2d):
+    """BatchNorm, dropout and activation in one module, as timm's ``BatchNormAct2d``, whose submodules it has."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(input)))
+
+
 def grouped_batch_norm(x_BCHW: Tensor, weight: Tensor, bias: Tensor, eps: float, group: int) -> tuple[Tensor, Tensor]:
     """Normalise each run of ``group`` rows on its own: y [B, C, H, W]; mean and unbiased variance [2, G, C].
 
@@ -78,9 +94,9 @@ def grouped_batch_norm(x_BCHW: Tensor, weight: Tensor, bias: Tensor, eps: float,
     return torch.cat(parts), statistics_2GC
 
 
-def grouped_norms(model: nn.Module) -> list[tuple[str, GroupedBatchNorm2d]]:
+def grouped_norms(model: nn.Module) -> list[tuple[str, GroupedBatchNorm]]:
     """The model's grouped BatchNorms with their dotted names, in order of definition."""
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, GroupedBatchNorm2d)]
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, GroupedBatchNorm)]
 
 
 def set_group(model: nn.Module, group: int | None) -> None:
@@ -106,10 +122,9 @@ class StagedStatistics:
 
     def __init__(self, model: nn.Module):
         self.norms = [norm for _, norm in grouped_norms(model) if not norm.frozen and norm.track_running_stats]
-        momenta = {norm.momentum for norm in self.norms}
-        if len(momenta) > 1 or None in momenta:
-            raise ValueError(f"Staged statistics need one momentum for all BatchNorms, not {momenta}.")
-        self.momentum: float = next((momentum for momentum in momenta if momentum is not None), 0.0)
+        momenta = [norm.momentum for norm in self.norms if norm.momentum is not None]
+        if len(momenta) < len(self.norms):
+            raise ValueError("Staged statistics need a momentum in every BatchNorm, not a cumulative average.")
         self.running: list[Tensor] = []
         self.counters: list[Tensor] = []
         for norm in self.norms:
@@ -122,6 +137,12 @@ class StagedStatistics:
         self.sizes = [buffer.numel() for buffer in self.running]
         self._scratch = torch.zeros(sum(self.sizes), dtype=like.dtype, device=like.device)
         self.sums = torch.zeros_like(self._scratch)
+        # One number where they agree, as they do but in a few of timm's models; else one for each element.
+        self.momentum: float | Tensor = momenta[0] if momenta else 0.0
+        if len(set(momenta)) > 1:
+            twice = [momentum for momentum in momenta for _ in range(2)]
+            parts = [like.new_full((size,), momentum) for size, momentum in zip(self.sizes, twice, strict=True)]
+            self.momentum = torch.cat(parts)
         views = self._scratch.split([2 * norm.num_features for norm in self.norms])
         for norm, view in zip(self.norms, views, strict=True):
             norm.scratch = view.view(2, -1)

@@ -2,14 +2,16 @@
 
 Shapes: B rows, C channels, H and W pixels, R rows of a micro-batch, J joins of a model.
 
-Every block of a model is a :class:`ResidualBlock`; every ``x + f(x)`` is a :class:`Join`. The join owns drop path and
-observation, and a plain network is the same model with another join. Passes over a model (activation checkpointing,
-compile, probes) are loops over :func:`residual_blocks` and know nothing else.
+Every block of a model is a :class:`ResidualBlock`; every ``x + f(x)`` of our own models is a :class:`Join` (a timm
+model's are its own, with a keyed :class:`BranchDrop` on the branch). The join owns drop path and observation, and a
+plain network is the same model with another join. Passes over a model (activation checkpointing, compile, probes) are
+loops over :func:`residual_blocks` and know nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +22,16 @@ from restrain.errors import UserError, nearest
 Observer = Callable[["Join", Tensor, Tensor, Tensor], None]
 
 
-class Join(nn.Module):
-    """``y = join(x, branch)``: x is the residual stream (after any shortcut projection), branch is f(x).
+class DropPath(nn.Module):
+    """Where the branch of a row may be dropped (Huang et al. 2016, arXiv:1603.09382).
 
-    ``rate`` is the drop probability of the branch; ``factor`` [R] holds what each row's branch is multiplied with, 0 or
+    ``rate`` is the drop probability; ``factor`` [R] holds what each row's branch is multiplied with, 0 or
     1 / (1 - rate), written by :func:`set_factors` before a micro-step's forward and only read here, so recomputation
-    and compilation see the same draws. ``observers`` are called as ``observer(join, x, branch, y)``; under activation
-    checkpointing they are called in the recomputation as well.
+    and compilation see the same draws. ``spread``: consecutive rows of the branch that belong to one row of the batch
+    (more than one where a model folds patches into the batch).
     """
 
-    name: str
-    keeps_shortcut: bool  # whether y depends on x: without it a block needs no projection, and dropping means nothing
+    spread: int = 1
 
     def __init__(self, rate: float = 0.0):
         super().__init__()
@@ -39,13 +40,47 @@ class Join(nn.Module):
         self.rate = rate
         # Blocks differ in `rate`, and torch.compile guards on each float that it reads: forward reads this bool alone.
         self.drops = rate > 0.0
-        self.observers: list[Observer] = []
         self.factor: Tensor
         self.register_buffer("factor", torch.empty(0, dtype=torch.float32), persistent=False)
 
+    def dropped(self, branch: Tensor) -> Tensor:
+        """The branch with each row multiplied by its factor."""
+        if self.factor.shape[0] * self.spread != branch.shape[0]:
+            raise RuntimeError(
+                f"The join drops paths with rate {self.rate}, but holds {self.factor.shape[0]} keep factors for "
+                f"{branch.shape[0]} rows: call restrain.models.set_factors before each forward in training mode."
+            )
+        factor = self.factor if self.spread == 1 else self.factor.repeat_interleave(self.spread)
+        return branch * factor.to(branch.dtype).view(-1, *[1] * (branch.dim() - 1))
+
+
+class BranchDrop(DropPath):
+    """Drop path on a branch that joins elsewhere: what a timm model's own ``DropPath`` modules become."""
+
+    def forward(self, branch: Tensor) -> Tensor:
+        return self.dropped(branch) if self.drops and self.training else branch
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:g}"
+
+
+class Join(DropPath):
+    """``y = join(x, branch)``: x is the residual stream (after any shortcut projection), branch is f(x).
+
+    ``observers`` are called as ``observer(join, x, branch, y)``; under activation checkpointing they are called in the
+    recomputation as well.
+    """
+
+    name: str
+    keeps_shortcut: bool  # whether y depends on x: without it a block needs no projection, and dropping means nothing
+
+    def __init__(self, rate: float = 0.0):
+        super().__init__(rate)
+        self.observers: list[Observer] = []
+
     def forward(self, x: Tensor, branch: Tensor) -> Tensor:
         if self.drops and self.training:
-            branch = self._dropped(branch)
+            branch = self.dropped(branch)
         y = self.joined(x, branch)
         if self.observers:
             for observer in self.observers:
@@ -55,14 +90,6 @@ class Join(nn.Module):
     def joined(self, x: Tensor, branch: Tensor) -> Tensor:
         """What distinguishes one join from another."""
         raise NotImplementedError
-
-    def _dropped(self, branch: Tensor) -> Tensor:
-        if self.factor.shape[0] != branch.shape[0]:
-            raise RuntimeError(
-                f"The join drops paths with rate {self.rate}, but holds {self.factor.shape[0]} keep factors for "
-                f"{branch.shape[0]} rows: call restrain.models.set_factors before each forward in training mode."
-            )
-        return branch * self.factor.to(branch.dtype).view(-1, *[1] * (branch.dim() - 1))
 
     def extra_repr(self) -> str:
         return f"{self.name}, rate={self.rate:g}" if self.drops else self.name
@@ -108,14 +135,13 @@ class ResidualBlock(nn.Module):
 
     remat: bool = False
 
-    def forward(self, x: Tensor) -> Tensor:
+    # Any arguments and any result: the blocks of some timm models take more than the stream, or return several tensors.
+    def forward(self, *inputs: Any, **options: Any) -> Any:
         if self.remat and torch.is_grad_enabled():
-            y = checkpoint(self.block_forward, x, use_reentrant=False, preserve_rng_state=False)
-            assert isinstance(y, Tensor)
-            return y
-        return self.block_forward(x)
+            return checkpoint(self.block_forward, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
+        return self.block_forward(*inputs, **options)
 
-    def block_forward(self, x: Tensor) -> Tensor:
+    def block_forward(self, *inputs: Any, **options: Any) -> Any:
         raise NotImplementedError
 
 
@@ -136,17 +162,20 @@ def residual_blocks(model: nn.Module) -> list[tuple[str, ResidualBlock]]:
     return [(name, module) for name, module in model.named_modules() if isinstance(module, ResidualBlock)]
 
 
-def joins(block: nn.Module) -> list[tuple[str, Join]]:
-    """The joins of a block in depth order, with names relative to it (one in a ResNet block)."""
-    return [(name, module) for name, module in block.named_modules() if isinstance(module, Join)]
+def joins(block: nn.Module) -> list[tuple[str, DropPath]]:
+    """The joins of a block in depth order, with names relative to it (one in a ResNet block).
+
+    Of a timm block, its keyed drop paths: the block adds them itself, so there is nothing else to see of a join.
+    """
+    return [(name, module) for name, module in block.named_modules() if isinstance(module, DropPath)]
 
 
-def named_joins(model: nn.Module) -> list[tuple[str, Join]]:
+def named_joins(model: nn.Module) -> list[tuple[str, DropPath]]:
     """All joins of a model in depth order with their full dotted names; the names key their drop-path draws."""
     return [(f"{block}.{name}", join) for block, module in residual_blocks(model) for name, join in joins(module)]
 
 
-def set_factors(model: nn.Module | Sequence[Join], factors: Tensor) -> None:
+def set_factors(model: nn.Module | Sequence[DropPath], factors: Tensor) -> None:
     """Write the keep factors [J, R] into the joins' buffers, in place; ``model`` may be the list of its joins.
 
     The buffers are allocated anew only when R changes.

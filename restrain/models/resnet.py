@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,6 +27,22 @@ class Conv2d(nn.Conv2d):
 
     def reset_parameters(self) -> None:
         pass
+
+
+class BlurConv2d(Conv2d):
+    """A strided convolution behind a blur with the binomial 3x3 filter [1 2 1] x [1 2 1] / 16, zeros around.
+
+    Zhang 2019 (arXiv:1904.11486) in the form of FFCV's and Composer's ``BlurConv2d``: the blur comes first, at stride
+    1, so what the stride samples holds no frequency above its half.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        chans = input.shape[1]
+        # Two passes of [1 2 1] would be cheaper on paper; one depthwise convolution is faster. Made here and not kept
+        # as a buffer: state-dict names stay those of the plain convolution.
+        line = torch.tensor([0.25, 0.5, 0.25], dtype=input.dtype, device=input.device)
+        filter_ = (line[:, None] * line).expand(chans, 1, 3, 3)
+        return super().forward(F.conv2d(input, filter_, padding=1, groups=chans))
 
 
 class Linear(nn.Linear):
@@ -57,6 +74,13 @@ class Place:
     rate: float
     zero_init: bool
     projection: bool  # True: 1x1 convolution and BatchNorm (option B); False: Subsample (option A)
+    pooled: bool = False  # a projection that strides pools first (ResNet-D)
+    blurpool: bool = False
+
+    def conv(self, in_chans: int, out_chans: int, kernel: int, stride: int) -> Conv2d:
+        """A convolution of this place, blurred where it strides and has 16 channels to blur (FFCV's rule)."""
+        kind = BlurConv2d if self.blurpool and stride > 1 and in_chans >= 16 else Conv2d
+        return kind(in_chans, out_chans, kernel, stride)
 
     def shortcut(self, out_chans: int) -> nn.Module | None:
         """What fits x to the branch's shape; None where it fits already, or where the join does not look at x."""
@@ -64,7 +88,14 @@ class Place:
             return None
         if not self.projection:
             return Subsample(self.in_chans, out_chans, self.stride)
-        return nn.Sequential(Conv2d(self.in_chans, out_chans, 1, self.stride), GroupedBatchNorm2d(out_chans))
+        if self.pooled:
+            # Each pixel is used once, where a strided 1x1 convolution looks at a quarter of them (He et al. 2019,
+            # arXiv:1812.01187, section 4.1, ResNet-D).
+            pool = nn.AvgPool2d(2, self.stride, ceil_mode=True, count_include_pad=False)
+            first = pool if self.stride > 1 else nn.Identity()
+            return nn.Sequential(first, Conv2d(self.in_chans, out_chans, 1), GroupedBatchNorm2d(out_chans))
+        conv = self.conv(self.in_chans, out_chans, 1, self.stride)
+        return nn.Sequential(conv, GroupedBatchNorm2d(out_chans))
 
 
 class BasicBlock(ResidualBlock):
@@ -81,7 +112,7 @@ class BasicBlock(ResidualBlock):
     def __init__(self, place: Place):
         super().__init__()
         width = place.width
-        self.conv1 = Conv2d(place.in_chans, width, 3, place.stride)
+        self.conv1 = place.conv(place.in_chans, width, 3, place.stride)
         self.bn1 = GroupedBatchNorm2d(width)
         self.act1 = nn.ReLU(inplace=True)
         self.conv2 = Conv2d(width, width, 3)
@@ -115,7 +146,7 @@ class Bottleneck(ResidualBlock):
         self.conv1 = Conv2d(place.in_chans, width, 1)
         self.bn1 = GroupedBatchNorm2d(width)
         self.act1 = nn.ReLU(inplace=True)
-        self.conv2 = Conv2d(width, width, 3, place.stride)
+        self.conv2 = place.conv(width, width, 3, place.stride)
         self.bn2 = GroupedBatchNorm2d(width)
         self.act2 = nn.ReLU(inplace=True)
         self.conv3 = Conv2d(width, out_chans, 1)
@@ -154,6 +185,9 @@ class BlockOptions:
     join: type[Join]
     rates: tuple[float, ...]
     zero_init: bool
+    deep_stem: bool = False
+    pooled_shortcut: bool = False
+    blurpool: bool = False
 
 
 class ResNet(nn.Module):
@@ -162,13 +196,14 @@ class ResNet(nn.Module):
     ::
 
         ImageNet:  x ─ conv1 7x7 /2 ─ bn1 ─ relu ─ maxpool 3x3 /2 ─ layer1..4 ─ mean over H, W ─ fc ─ logits [B, K]
+        deep stem: conv1 is 3x3 /2 ─ bn ─ relu ─ 3x3 ─ bn ─ relu ─ 3x3
         CIFAR:     x ─ conv1 3x3 ─ bn1 ─ relu ─ layer1..3 ─ mean over H, W ─ fc ─ logits [B, K]
     """
 
     def __init__(self, spec: ResNetSpec, classes: int, in_chans: int, options: BlockOptions):
         super().__init__()
         chans = spec.widths[0]
-        self.conv1 = Conv2d(in_chans, chans, 3) if spec.cifar else Conv2d(in_chans, chans, 7, 2)
+        self.conv1 = _stem(spec, in_chans, chans, options.deep_stem)
         self.bn1 = GroupedBatchNorm2d(chans)
         self.act1 = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if spec.cifar else nn.MaxPool2d(3, stride=2, padding=1)
@@ -179,7 +214,15 @@ class ResNet(nn.Module):
             for index in range(depth):
                 stride = 2 if stage > 0 and index == 0 else 1
                 place = Place(
-                    chans, width, stride, options.join, next(rates), options.zero_init, projection=not spec.cifar
+                    chans,
+                    width,
+                    stride,
+                    options.join,
+                    next(rates),
+                    options.zero_init,
+                    projection=not spec.cifar,
+                    pooled=options.pooled_shortcut,
+                    blurpool=options.blurpool,
                 )
                 blocks.append(spec.block(place))
                 chans = width * spec.block.expansion
@@ -195,6 +238,18 @@ class ResNet(nn.Module):
     def part(self, name: str) -> list[nn.Module]:
         """The modules of ``stem`` or ``head``, for freezing and the like."""
         return {"stem": [self.conv1, self.bn1], "head": [self.fc]}[name]
+
+
+def _stem(spec: ResNetSpec, in_chans: int, chans: int, deep: bool) -> nn.Module:
+    """The first convolution: 3x3 of the CIFAR sizes, 7x7 of stride 2, or three 3x3 ones in its place (ResNet-C)."""
+    if not deep:
+        return Conv2d(in_chans, chans, 3) if spec.cifar else Conv2d(in_chans, chans, 7, 2)
+    half = chans // 2
+    return nn.Sequential(
+        *(Conv2d(in_chans, half, 3, 2), GroupedBatchNorm2d(half), nn.ReLU(inplace=True)),
+        *(Conv2d(half, half, 3), GroupedBatchNorm2d(half), nn.ReLU(inplace=True)),
+        Conv2d(half, chans, 3),
+    )
 
 
 SPECS: dict[str, ResNetSpec] = {

@@ -18,17 +18,20 @@ from restrain.data.indexing import Reporter
 from restrain.data.loader import EvalLoader, TrainLoader
 from restrain.data.mix import Mix
 from restrain.data.order import ORDER_VERSION, Order, Plan, Segment, resolve_shuffle
+from restrain.data.progressive import Sides
 from restrain.data.reader import BadSample, Source
 from restrain.errors import UserError, WorldError
 from restrain.models.build import build_model
 from restrain.models.init import materialise
 from restrain.models.norm import set_group
+from restrain.models.zoo import is_timm
 from restrain.optim import schedules
 from restrain.optim.ema import Ema
 from restrain.optim.optimizers import build_optimizer
 from restrain.parallel import blocks, precision
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
+from restrain.recipe.checks import DIGITS_SIDE
 from restrain.recipe.durations import Duration
 from restrain.training.border import Cadence
 from restrain.training.classify import Classify, build_loss
@@ -49,7 +52,7 @@ class Data:
 
     @property
     def pixels(self) -> int:
-        """Height x width of a training image."""
+        """Height x width of a training image, the largest of the run."""
         return self.train_pipeline.size**2
 
 
@@ -69,9 +72,20 @@ def open_data(recipe: Recipe, reporter: Reporter | None = None) -> Data:
     data = Data(
         train,
         evaluation,
-        augment.train_pipeline(recipe.data.augment, size, channels=channels, decoder=decoder),
+        augment.train_pipeline(
+            recipe.data.augment,
+            size,
+            channels=channels,
+            decoder=decoder,
+            mean=recipe.data.mean,
+            std=recipe.data.std,
+        ),
         augment.eval_pipeline(
-            recipe.resolution.eval or size, recipe.resolution.eval_resize, channels=channels, decoder=decoder
+            recipe.resolution.eval or size,
+            recipe.resolution.eval_resize,
+            channels=channels,
+            decoder=decoder,
+            kernel=recipe.resolution.interpolation,
         ),
         recipe.data.mean,
         recipe.data.std,
@@ -135,7 +149,8 @@ def build_plan(recipe: Recipe, data: Data, segments: list[dict[str, int]]) -> Pl
     samples = int(data.train.counts.sum())
     lanes, _ = resolve_shuffle(samples, recipe.data.lanes, recipe.data.window)
     first = segments[0] if segments else {"batch": recipe.batch.global_, "group": recipe.batch.group}
-    return Plan(samples, first["batch"], first["group"], lanes, [Segment(**s) for s in segments[1:]])
+    later = [Segment(**s) for s in segments[1:]]
+    return Plan(samples, first["batch"], first["group"], lanes, later, recipe.data.repeats)
 
 
 def total_steps(recipe: Recipe, plan: Plan) -> int:
@@ -150,12 +165,29 @@ def step_of(duration: Duration, plan: Plan, total: int | None) -> int:
     return duration.steps(plan.steps_per_epoch, total)
 
 
+def image_sides(recipe: Recipe) -> tuple[int, ...]:
+    """Sides in pixels of the images that a run shows its network: that of training first, then what else there is."""
+    sizes = recipe.resolution
+    train = sizes.train or DIGITS_SIDE  # the digits alone may leave it out
+    found = [train, sizes.eval or train]
+    if sizes.schedule is not None:
+        found += range(sizes.schedule.first, train, sizes.schedule.multiple)
+    return tuple(dict.fromkeys(found))
+
+
 def build_model_on(recipe: Recipe, device: torch.device, seed: int) -> nn.Module:
-    """The recipe's model on its device: built without memory, then filled by keyed initialisation."""
+    """The recipe's model on its device: built without memory, then filled by keyed initialisation.
+
+    A timm model fills itself while it is constructed, from keys as well: it is built on the host.
+    """
     section = recipe.model.model_dump()
-    with torch.device("meta"):
-        model = build_model(section)
-    materialise(model.to(precision.dtype_of_weights(recipe.precision)), device, seed)
+    dtype = precision.dtype_of_weights(recipe.precision)
+    if is_timm(recipe.model.name):
+        model = build_model(section, seed, image_sides(recipe)).to(dtype).to(device)
+    else:
+        with torch.device("meta"):
+            model = build_model(section)
+        materialise(model.to(dtype), device, seed)
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     set_group(model, recipe.batch.group)
     return model
@@ -189,8 +221,18 @@ def build_factor(recipe: Recipe, plan: Plan, total: int) -> Callable[[int], floa
     moments: dict[str, Any] = {"warmup": Duration(step_of(schedule.warmup, plan, total), "st")}
     if schedule.name == "step":
         moments["at"] = tuple(Duration(step_of(at, plan, total), "st") for at in schedule.at)
+    elif schedule.name == "one_cycle":
+        moments["peak"] = Duration(step_of(schedule.peak, plan, total), "st")
+    elif schedule.name == "wsd" and schedule.decay.unit == "ep":
+        begins = plan.step_at(max(0.0, plan.epochs(total) - schedule.decay.value))
+        moments["decay"] = Duration(total - begins, "st")
+    begin: Callable[[int], int] = lambda step: step  # noqa: E731
+    if schedule.per == "epoch":
+        moments["per"] = "step"
+        begin = lambda step: plan.step_at(plan.place(step)[0])  # noqa: E731
     section = schedule.model_copy(update=moments)
-    return lambda step: schedules.factor(section, step, steps_per_epoch=plan.steps_per_epoch, total_steps=total)
+    per_epoch = plan.steps_per_epoch
+    return lambda step: schedules.factor(section, begin(step), steps_per_epoch=per_epoch, total_steps=total)
 
 
 def every(duration: Duration, plan: Plan, total: int) -> Callable[[int], bool]:
@@ -221,7 +263,16 @@ def build_cadence(recipe: Recipe, plan: Plan, total: int, has_evaluation: bool) 
 def build_order(recipe: Recipe, data: Data) -> Order:
     """Which sample stands at which position of each epoch."""
     lanes, window = resolve_shuffle(int(data.train.counts.sum()), recipe.data.lanes, recipe.data.window)
-    return Order(data.train.counts, recipe.seed, lanes, window, recipe.data.shuffle)
+    return Order(data.train.counts, recipe.seed, lanes, window, recipe.data.shuffle, recipe.data.repeats)
+
+
+def build_sides(recipe: Recipe, plan: Plan, total: int) -> Sides | None:
+    """Epoch -> side of its training images; None where all have one."""
+    schedule, last = recipe.resolution.schedule, recipe.resolution.train
+    if schedule is None or last is None:
+        return None
+    begins, ends = (d.value if d.unit == "ep" else plan.epochs(step_of(d, plan, total)) for d in schedule.ramp)
+    return Sides(schedule.first, last, begins, ends, schedule.multiple)
 
 
 def build_train_loader(
@@ -246,6 +297,7 @@ def build_train_loader(
         max_bad=recipe.data.max_bad,
         pixels=recipe.track.pixels,
         mix=mix,
+        sides=build_sides(recipe, plan, stop),
         pin=placement.device.startswith("cuda"),
     )
 

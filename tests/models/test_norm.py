@@ -257,6 +257,19 @@ def test_a_model_without_norms_or_with_all_frozen_commits_nothing():
     assert not staged.norms
 
 
-def test_different_momenta_are_refused():
-    with pytest.raises(ValueError, match="one momentum"):
-        StagedStatistics(nn.Sequential(norm(momentum=0.1), norm(momentum=0.2)))
+def test_norms_may_differ_in_momentum():
+    ours = nn.ModuleList([norm(momentum=0.1), norm(chans=5, seed=1, momentum=0.3)])
+    theirs = [twin(one) for one in ours]
+    staged = StagedStatistics(ours)
+    inputs = [images(4), images(4, chans=5)]
+    for one, other, x in zip(ours, theirs, inputs, strict=True):
+        torch.testing.assert_close(one(x), other(x))
+    staged.accumulate()
+    staged.commit(1)
+    for one, other in zip(ours, theirs, strict=True):
+        assert_same_state(other, one, rtol=1e-12)
+
+
+def test_a_cumulative_average_is_refused():
+    with pytest.raises(ValueError, match="need a momentum"):
+        StagedStatistics(nn.Sequential(norm(momentum=0.1), norm(momentum=None)))

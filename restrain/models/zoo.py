@@ -1,0 +1,169 @@
+"""Any of timm's models by name (``timm/convnext_tiny``), through the block contract of our own.
+
+timm is imported when a model of it is built. The constructor is timm's, with its own initialisation drawn from keys;
+what then differs is where randomness comes from and how BatchNorm counts (:mod:`.adopt`), never what a layer computes.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from restrain.errors import UserError, nearest
+
+from .keyed import KeyedDraws
+from .residual import named_joins
+
+PREFIX = "timm/"
+# Options of our own models that timm's have no place for, with the value that asks for nothing.
+OWN_OPTIONS = {"zero_init": "auto", "stem": "basic", "downsample": "conv", "blurpool": False}
+
+
+def is_timm(name: Any) -> bool:
+    """Whether a model's name is that of one of timm's."""
+    return isinstance(name, str) and name.startswith(PREFIX)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked of timm. ``name`` is without prefix, with the tag of its weights where one is given."""
+
+    name: str
+    classes: int
+    in_chans: int
+    rate: float
+    sides: tuple[int, ...]
+
+
+def build_timm(mapping: Mapping[str, Any], seed: int, sides: Sequence[int] = ()) -> nn.Module:
+    """The timm model of a recipe's ``model`` section; its attribute ``notices`` holds what a person should be told.
+
+    ``sides``: sides in pixels of the images that it will see, that of training first; without them it is built for
+    timm's own size and not tried. Under ``torch.device("meta")`` nothing is allocated; otherwise it is built on the
+    CPU. ``drop_path.rate`` is timm's ``drop_path_rate``: rates rise linearly from 0 in the first block, block by block
+    or stage by stage as the model has it.
+
+    Raises:
+        UserError: timm has no such model, or it cannot keep the contract; what is in the way is named.
+    """
+    wish = _wish(mapping, tuple(sides))
+    shown = PREFIX + wish.name
+    with torch.device("meta"):
+        plan, options = _create(wish)
+    from .adopt import adopt
+    from .trial import copy_marks, trial
+
+    notices = adopt(plan, shown)
+    drops = any(join.drops for _, join in named_joins(plan))
+    if wish.rate and not drops:
+        raise UserError(_no_drop_path(wish))
+    if drops and not wish.rate:
+        raise UserError(f"model.drop_path.rate is 0, but {shown} drops paths at rates of its own.")
+    if sides:
+        try:
+            notices += trial(plan, shown, wish.classes, wish.in_chans, sides)
+        except (RuntimeError, AssertionError, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
+            raise UserError(_unfit(shown, sides, error)) from None
+    if torch.get_default_device().type == "meta":
+        model = plan
+    else:
+        with torch.device("cpu"), KeyedDraws(seed):
+            model = _call(wish, options)
+        adopt(model, shown)
+        copy_marks(plan, model)
+    model.notices = notices  # pyright: ignore[reportAttributeAccessIssue]
+    return model
+
+
+def _wish(mapping: Mapping[str, Any], sides: tuple[int, ...]) -> Wish:
+    """What ``mapping`` asks for; UserError for a name that timm does not have, and for options that it cannot take."""
+    name = str(mapping["name"]).removeprefix(PREFIX)
+    _check_name(name)
+    join = (mapping.get("join") or {}).get("name", "add")
+    if join != "add":
+        raise UserError(f"model.join.name is {join!r}, but timm/{name} adds its branches itself: it takes add alone.")
+    for key, default in OWN_OPTIONS.items():
+        if mapping.get(key, default) != default:
+            raise UserError(f"model.{key} does nothing for timm/{name}: it is an option of our own ResNets.")
+    drop = mapping.get("drop_path") or {}
+    if drop.get("decay", "linear") != "linear":
+        raise UserError(f"model.drop_path.decay is {drop['decay']!r}, but timm/{name} has timm's own rule: linear.")
+    if drop.get("mode", "sample") != "sample":
+        raise UserError(f"model.drop_path.mode is {drop['mode']!r}, but timm/{name} drops by sample alone.")
+    return Wish(name, mapping["classes"], mapping.get("in_chans", 3), drop.get("rate", 0.0), sides)
+
+
+def _check_name(name: str) -> None:
+    import timm
+
+    architecture, _, tag = name.partition(".")
+    known = timm.list_models()
+    if architecture not in known:
+        raise UserError(
+            f"model.name: timm has no model {architecture!r}.{_nearest(architecture, known)} It knows {len(known)} "
+            f"architectures (timm.list_models() names them)."
+        )
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(architecture)]
+    if tag and tag not in tags:
+        offered = f"its tags are {', '.join(tags)}.{nearest(tag, tags)}" if tags else "it has no pretrained weights."
+        raise UserError(f"model.name: timm/{architecture} has no weights tagged {tag!r}; {offered}")
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    """Nearest name; one that begins alike (``resnet_50``) comes before one that ends alike."""
+    plain = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in known}
+    same = plain.get(re.sub(r"[^a-z0-9]", "", word.lower()))
+    found = f" Did you mean {same!r}?" if same else nearest(word, known)
+    return found.replace("mean '", "mean 'timm/")
+
+
+def _create(wish: Wish) -> tuple[nn.Module, dict[str, Any]]:
+    """The model, and the options that it took of those that not every model has."""
+    # Both said even where they are 0: some models have others by default.
+    options: dict[str, Any] = {"drop_rate": 0.0, "drop_path_rate": wish.rate}
+    if wish.sides:
+        options["img_size"] = wish.sides[0]
+    if len(set(wish.sides)) > 1:
+        options |= {"dynamic_img_size": True, "strict_img_size": False, "dynamic_mask": True}
+    while True:
+        try:
+            return _call(wish, options), options
+        except TypeError as error:
+            said = str(error)
+            unknown = [key for key in options if f"'{key}'" in said] if "unexpected keyword" in said else []
+            if not unknown:
+                raise UserError(_unfit(PREFIX + wish.name, wish.sides, error)) from None
+            if "drop_path_rate" in unknown and wish.rate:
+                raise UserError(_no_drop_path(wish)) from None
+            options = {key: value for key, value in options.items() if key not in unknown}
+        except (RuntimeError, AssertionError, ValueError, IndexError, KeyError, ZeroDivisionError) as error:
+            raise UserError(_unfit(PREFIX + wish.name, wish.sides, error)) from None
+
+
+def _call(wish: Wish, options: Mapping[str, Any]) -> nn.Module:
+    import timm
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of timm's own deprecations
+        return timm.create_model(wish.name, num_classes=wish.classes, in_chans=wish.in_chans, **options)
+
+
+def _no_drop_path(wish: Wish) -> str:
+    return f"model.drop_path.rate is {wish.rate}, but {PREFIX}{wish.name} has no stochastic depth: leave it at 0."
+
+
+def _unfit(shown: str, sides: Sequence[int], error: Exception) -> str:
+    said = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+    if not sides:
+        return f"model.name: {shown} cannot be built: {said}."
+    sizes = ", ".join(f"{side} x {side}" for side in dict.fromkeys(sides))
+    return (
+        f"model.name: {shown} does not take images of {sizes} pixels (resolution.train, .eval and .schedule): {said}. "
+        f"Choose a size that the model takes, the same for training and evaluation where it takes one alone."
+    )
