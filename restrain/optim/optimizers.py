@@ -1,4 +1,4 @@
-"""From the recipe's ``optimizer`` section to a fused torch optimizer whose state exists before its first step."""
+"""From the recipe's ``optimizer`` section to an optimizer whose state exists before its first step."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from torch import nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, AdamW, NAdam, Optimizer
 
 from restrain.errors import UserError, nearest
 
 from .groups import parameter_groups
+from .sgdw import DecoupledSGD
+from .stepping import create_state, slots
 
 
 def base_lr(section: Any, batch_global: int) -> float:
@@ -31,44 +32,61 @@ def base_lr(section: Any, batch_global: int) -> float:
     raise UserError(f"optimizer.lr_rule is {section.lr_rule!r}; it is linear, sqrt or none.")
 
 
-def build_sgd(section: Any, groups: list[dict[str, Any]], lr: float) -> SGD:
-    """SGD as torch has it: momentum without dampening, decay added to the gradient."""
-    optimizer = SGD(groups, lr=lr, momentum=section.momentum, nesterov=section.nesterov, fused=True)
-    if section.momentum:
-        # torch makes the buffer in the first step, and leaves it uninitialised where `found_inf` masks that step. From
-        # zeros the first step is torch's own: 0 x momentum + gradient. zeros_like keeps channels-last strides, which
-        # the fused kernel assumes.
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
+def build_sgd(section: Any, groups: list[dict[str, Any]], lr: float) -> Optimizer:
+    """SGD as torch has it: momentum without dampening; decay added to the gradient, or decoupled from it."""
+    if getattr(section, "decay", "coupled") == "decoupled":
+        return DecoupledSGD(groups, lr, section.momentum, section.nesterov)
+    return SGD(groups, lr=lr, momentum=section.momentum, nesterov=section.nesterov, fused=True)
 
 
-def build_adamw(section: Any, groups: list[dict[str, Any]], lr: float) -> AdamW:
+def build_adamw(section: Any, groups: list[dict[str, Any]], lr: float) -> Optimizer:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
-    optimizer = AdamW(groups, lr=lr, betas=tuple(section.betas), eps=section.eps, fused=True)
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            optimizer.state[parameter].update(
-                step=torch.zeros((), dtype=torch.float32, device=parameter.device),
-                exp_avg=torch.zeros_like(parameter),
-                exp_avg_sq=torch.zeros_like(parameter),
-            )
-    return optimizer
+    return AdamW(groups, lr=lr, betas=tuple(section.betas), eps=section.eps, fused=True)
 
 
-# Another optimizer is a line here.
+def build_nadam(section: Any, groups: list[dict[str, Any]], lr: float) -> Optimizer:
+    """torch's NAdam (Dozat 2016) with AdamW's decay; ``momentum_decay`` as torch's."""
+    return NAdam(groups, lr=lr, betas=tuple(section.betas), eps=section.eps, decoupled_weight_decay=True)
+
+
+# timm's optimizers: the class, and what it calls each key of the recipe's section. What is not named stays at timm's
+# default. Another one is a line here and a section in the schema.
+TIMM: dict[str, tuple[str, dict[str, str]]] = {
+    "lamb": ("Lamb", {"betas": "betas", "eps": "eps", "max_grad_norm": "max_grad_norm"}),
+    "lars": ("Lars", {"momentum": "momentum", "nesterov": "nesterov", "trust": "trust_coeff", "eps": "eps"}),
+    "lion": ("Lion", {"betas": "betas"}),
+    "adan": ("Adan", {"betas": "betas", "eps": "eps"}),
+    "muon": (
+        "Muon",
+        {"momentum": "momentum", "nesterov": "nesterov", "steps": "ns_steps", "betas": "betas", "eps": "eps"},
+    ),
+}
+
+
+def build_timm(section: Any, groups: list[dict[str, Any]], lr: float) -> Optimizer:
+    """The optimizer of timm that :data:`TIMM` names."""
+    import timm.optim  # with all its models it takes seconds, which a run with another optimizer need not spend
+
+    name, keys = TIMM[section.name]
+    values = {theirs: getattr(section, ours) for ours, theirs in keys.items()}
+    return getattr(timm.optim, name)(groups, lr=lr, **values)
+
+
+# Another optimizer of torch's is a line here.
 OPTIMIZERS: dict[str, Callable[[Any, list[dict[str, Any]], float], Optimizer]] = {
     "sgd": build_sgd,
     "adamw": build_adamw,
+    "nadam": build_nadam,
+    **dict.fromkeys(TIMM, build_timm),
 }
 
 
 def build_optimizer(section: Any, model: nn.Module, *, batch_global: int) -> Optimizer:
     """The optimizer of a section with attributes (or a mapping); model on its device, in its memory format.
 
-    Each group's ``initial_lr`` is the base learning rate; a step's ``lr`` is that times ``schedules.factor``. Fused, so
-    a 0-dim float tensor in ``optimizer.found_inf`` that is not zero masks a step: weights and state stay as they were.
+    Each group's ``initial_lr`` is its base learning rate; a step's ``lr`` is that times ``schedules.factor``. The first
+    group has the largest, that of the head where there is layer-wise decay. Steps go through
+    :func:`~restrain.optim.stepping.guarded_step`, which leaves weights and state as they were in a step that is masked.
     """
     if isinstance(section, Mapping):
         section = SimpleNamespace(**section)
@@ -76,8 +94,14 @@ def build_optimizer(section: Any, model: nn.Module, *, batch_global: int) -> Opt
         known = ", ".join(OPTIMIZERS)
         raise UserError(f"optimizer.name is {section.name!r}; it is one of {known}.{nearest(section.name, OPTIMIZERS)}")
     lr = base_lr(section, batch_global)
-    groups = parameter_groups(model, section.weight_decay, section.no_decay)
+    groups = parameter_groups(model, section.weight_decay, section.no_decay, getattr(section, "layer_decay", None))
+    for group in groups:
+        group["lr"] = group["initial_lr"] = lr * group.pop("lr_scale", 1.0)
     optimizer = OPTIMIZERS[section.name](section, groups, lr)
-    for group in optimizer.param_groups:
-        group["initial_lr"] = lr
+    create_state(optimizer)
     return optimizer
+
+
+def state_slots(section: Any) -> set[str]:
+    """Names of the state tensors that the optimizer of a section keeps, such as ``{"momentum_buffer"}``."""
+    return slots(build_optimizer(section, nn.Linear(4, 4), batch_global=section.lr_per or 1))

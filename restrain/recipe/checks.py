@@ -155,7 +155,9 @@ def _optimizer(recipe: "Recipe") -> Iterator[Problem]:
         yield Problem("optimizer.lr_per", f"= {optimizer.lr_per} needs optimizer.lr_rule: linear or sqrt")
     if optimizer.weight_decay == 0:
         yield from _idle(optimizer, "no_decay", "optimizer", "optimizer.weight_decay is 0")
-    if optimizer.name == "sgd" and optimizer.nesterov and optimizer.momentum == 0:
+        if optimizer.name == "sgd":
+            yield from _idle(optimizer, "decay", "optimizer", "optimizer.weight_decay is 0")
+    if optimizer.name in ("sgd", "lars") and optimizer.nesterov and optimizer.momentum == 0:
         yield Problem("optimizer.nesterov", "= true does nothing: optimizer.momentum is 0")
 
 
@@ -171,6 +173,20 @@ def _schedule(recipe: "Recipe") -> Iterator[Problem]:
             # In epochs or steps it may lie beyond the end: a recipe that was shortened for a try is still that recipe.
             if moment.unit == "%" and moment.value >= 100:
                 yield Problem("schedule.at", f"has {moment}, which does nothing: length = {length}")
+    elif schedule.name == "one_cycle":
+        if schedule.warmup.value:
+            yield Problem(
+                "schedule.warmup", f"= {schedule.warmup}, but one_cycle has its own rise, up to schedule.peak"
+            )
+        if schedule.peak.unit == "%" and schedule.peak.value > 100:
+            yield Problem("schedule.peak", f"= {schedule.peak} is never reached: length = {length}")
+    elif schedule.name == "wsd":
+        if schedule.decay.value == 0:
+            yield from _idle(schedule, "final", "schedule", "schedule.decay is 0")
+    elif schedule.name == "inverse_sqrt" and schedule.warmup.value == 0:
+        yield Problem("schedule.warmup", "= 0, but inverse_sqrt is 1 / sqrt(step / warmup): it needs a warm-up")
+    elif schedule.name == "cosine" and schedule.warmup.value == 0:
+        yield from _idle(schedule, "warmup_prefix", "schedule", "schedule.warmup is 0")
     if recipe.profile is not None and _not_before(recipe.profile.at, length):
         yield Problem("profile.at", f"= {recipe.profile.at} is never reached: length = {length}")
 

@@ -7,6 +7,9 @@ from pydantic import Field
 from restrain.recipe.base import AsTuple, Every, Moment, NonNegative, Positive, PositiveFloat, Section, Span, Unit
 from restrain.recipe.durations import Duration
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[tuple[Beta, Beta], AsTuple]
+
 
 class _Optimizer(Section):
     lr: PositiveFloat = Field(description="Learning rate, of which the schedule takes a factor at every step.")
@@ -18,17 +21,19 @@ class _Optimizer(Section):
         description="How `lr` follows the batch: lr x batch.global / lr_per (Goyal et al. 2017) or its square root.",
     )
     weight_decay: NonNegative = Field(
-        default=0.0, description="Weight decay: added to the gradient (sgd, lars) or decoupled from it (the others)."
+        default=0.0,
+        description="Weight decay: added to the gradient (sgd, lars), to the step before its norm is taken (lamb), or "
+        "decoupled from the gradient, as learning rate x decay (the others).",
     )
     no_decay: Literal["none", "norm", "norm_and_bias"] = Field(
         default="none",
         description="What weight decay spares: nothing; norm layers alone (torchvision, FFCV); or norm layers, biases, "
-        "layer scales and position embeddings.",
+        "layer scales, and what the model names itself (position embeddings, class tokens).",
     )
-    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
+    layer_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=None,
         description="Learning rate of each block, as a share of that of the block above it (Clark et al. 2020; Bao et "
-        "al. 2021, BEiT); null: one rate. For fine-tuning.",
+        "al. 2021, BEiT): the head has `lr`, the last block that times this, the stem the least; null: one rate.",
     )
 
 
@@ -51,17 +56,12 @@ class AdamW(_Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
 
     name: Literal["adamw"]
-    betas: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], AsTuple] = Field(
-        default=(0.9, 0.999), description="Decay of the averages of the gradient and of its square."
-    )
+    betas: Betas = Field(default=(0.9, 0.999), description="Decay of the averages of the gradient and of its square.")
     eps: PositiveFloat = Field(default=1e-8, description="Added to the root of the second moment.")
 
 
-Betas = Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], AsTuple]
-
-
 class NAdam(_Optimizer):
-    """Adam with Nesterov's momentum and decoupled weight decay (Dozat 2016); torch's."""
+    """Adam with Nesterov's momentum (Dozat 2016) and decoupled weight decay; torch's, with its momentum decay 0.004."""
 
     name: Literal["nadam"]
     betas: Betas = Field(default=(0.9, 0.999), description="Decay of the averages of the gradient and of its square.")
@@ -69,18 +69,26 @@ class NAdam(_Optimizer):
 
 
 class Lamb(_Optimizer):
-    """Adam's step scaled by each tensor's own norm, for large batches (You et al. 2020, arXiv:1904.00962); timm's."""
+    """Adam's step scaled by each tensor's own norm, for large batches (You et al. 2020, arXiv:1904.00962); timm's.
+
+    With timm's defaults, which are those of "ResNet strikes back": bias correction, no clipping of the trust ratio, and
+    tensors that do not decay (`no_decay`) take Adam's step as it is.
+    """
 
     name: Literal["lamb"]
     betas: Betas = Field(default=(0.9, 0.999), description="Decay of the averages of the gradient and of its square.")
     eps: PositiveFloat = Field(default=1e-6, description="Added to the root of the second moment.")
     max_grad_norm: PositiveFloat | None = Field(
-        default=1.0, description="LAMB's own limit of the gradient's global norm; null: none."
+        default=1.0, description="LAMB's own limit of the gradient's global norm, after `clip`; null: none."
     )
 
 
 class Lars(_Optimizer):
-    """SGD whose rate follows each tensor's own norm, for large batches (You et al. 2017, arXiv:1708.03888); timm's."""
+    """SGD whose rate follows each tensor's own norm, for large batches (You et al. 2017, arXiv:1708.03888); timm's.
+
+    Tensors that do not decay (`no_decay`) take SGD's step, as in MLPerf's ResNet. The rate multiplies the momentum, as
+    in torch's SGD; MLPerf's implementations have it inside, which differs while the rate changes.
+    """
 
     name: Literal["lars"]
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -99,17 +107,23 @@ class Lion(_Optimizer):
 
 
 class Adan(_Optimizer):
-    """Adaptive Nesterov momentum (Xie et al. 2022, arXiv:2208.06677), decoupled weight decay; timm's."""
+    """Adaptive Nesterov momentum (Xie et al. 2022, arXiv:2208.06677), proximal weight decay; timm's."""
 
     name: Literal["adan"]
-    betas: Annotated[tuple[Unit, Unit, Unit], AsTuple] = Field(
-        default=(0.98, 0.92, 0.99), description="Decay of the averages of gradient, its difference, and their square."
+    betas: Annotated[tuple[Beta, Beta, Beta], AsTuple] = Field(
+        default=(0.98, 0.92, 0.99),
+        description="Decay of the averages of gradient, its difference, and their square: one minus the paper's betas.",
     )
     eps: PositiveFloat = Field(default=1e-8, description="Added to the root of the second moment.")
 
 
 class Muon(_Optimizer):
-    """Orthogonalised momentum for matrices and convolutions (Jordan et al. 2024), AdamW for the rest; timm's."""
+    """Orthogonalised momentum for matrices and convolutions (Jordan et al. 2024), AdamW for the rest; timm's.
+
+    A convolution is the matrix of its output channels by all else. Vectors, tensors with a side of 1 in front or below
+    4, and very oblong ones are AdamW's (with `nesterov`, NAdamW's). Steps are scaled by 0.2 sqrt(longer side), so that
+    learning rate and decay are AdamW's as well (Liu et al. 2025, arXiv:2502.16982); the iteration is computed in bf16.
+    """
 
     name: Literal["muon"]
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -118,13 +132,20 @@ class Muon(_Optimizer):
     nesterov: bool = Field(default=True, description="Nesterov's momentum: look ahead before the step.")
     steps: Positive = Field(default=5, description="Iterations of the orthogonalisation (Newton and Schulz).")
     betas: Betas = Field(default=(0.9, 0.95), description="AdamW's, for what is no matrix.")
-    eps: PositiveFloat = Field(default=1e-8, description="AdamW's, for what is no matrix.")
+    eps: PositiveFloat = Field(
+        default=1e-7, description="AdamW's, for what is no matrix; of a matrix the least norm that is divided by."
+    )
 
 
 Optimizer = Annotated[Sgd | AdamW | NAdam | Lamb | Lars | Lion | Adan | Muon, Field(discriminator="name")]
 
 
 class _Schedule(Section):
+    per: Literal["step", "epoch"] = Field(
+        default="step",
+        description="When the learning rate changes: at every step, or at the start of each epoch only, as under "
+        "torchvision's and timm's training scripts.",
+    )
     warmup: Span = Field(default=Duration(0, "ep"), description="Length of the linear rise at the start.")
     warmup_from: Unit = Field(default=0.0, description="Factor of the learning rate at step 0 of the warm-up.")
 
@@ -137,13 +158,20 @@ class Step(_Schedule):
         description="When the learning rate drops, in rising order."
     )
     factor: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.1, description="What it is multiplied by.")
-    final: Unit | None = Field(default=None, description="Factor from which it never falls; null: no floor.")
+    final: Unit | None = Field(
+        default=None, description="Factor reached at the end, in a straight line from the last drop; null: no line."
+    )
 
 
 class Cosine(_Schedule):
     """Half a cosine from the learning rate to `final` (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
 
     name: Literal["cosine"]
+    warmup_prefix: bool = Field(
+        default=True,
+        description="true: the cosine begins where the warm-up ends (torchvision); false: at step 0, and the warm-up "
+        "stands in place of its beginning (timm's scripts, so RSB and DeiT).",
+    )
     final: Unit = Field(default=0.0, description="Factor of the learning rate reached at the end.")
 
 
@@ -162,7 +190,7 @@ class Constant(_Schedule):
 
 
 class Poly(_Schedule):
-    """(1 - progress) to the power `power`, down to `final` (MLPerf's LARS: power 2)."""
+    """(1 - progress) to the power `power`, down to `final` (MLPerf's LARS: power 2 after the warm-up)."""
 
     name: Literal["poly"]
     power: PositiveFloat = Field(default=2.0, description="Exponent of the remaining share.")
@@ -172,7 +200,7 @@ class Poly(_Schedule):
 class OneCycle(_Schedule):
     """Up to the learning rate at `peak`, then down to `final` (Smith and Topin 2018, arXiv:1708.07120).
 
-    FFCV's and airbench's triangle: straight lines.
+    FFCV's and airbench's triangle: straight lines. It has its own rise, so `warmup` stays 0.
     """
 
     name: Literal["one_cycle"]
@@ -194,7 +222,7 @@ class Wsd(_Schedule):
 
 
 class InverseSqrt(_Schedule):
-    """1 / sqrt(step / warmup) after the warm-up (Vaswani et al. 2017, arXiv:1706.03762, section 5.3)."""
+    """1 / sqrt(step / warmup) after the warm-up, which it needs (Vaswani et al. 2017, arXiv:1706.03762, 5.3)."""
 
     name: Literal["inverse_sqrt"]
     final: None = Field(default=None, description="Nothing: it falls with the root of the step.")
@@ -226,7 +254,8 @@ class Bce(Section):
         default=None, description="Mixed targets above it count as 1, the others as 0; null: as is."
     )
     over_classes: Literal["sum", "mean"] = Field(
-        default="sum", description="How a row's loss adds up over classes; timm's and DeiT III's BCE take the mean."
+        default="sum",
+        description="How a row's loss adds up over classes; timm's BCE (RSB, DeiT III) takes the mean.",
     )
 
 
@@ -236,5 +265,9 @@ Loss = Annotated[CrossEntropy | Bce, Field(discriminator="name")]
 class Ema(Section):
     """Moving average of the weights, used for evaluation."""
 
-    decay: Annotated[float, Field(gt=0, lt=1)] = Field(description="Share of the old average kept at each update.")
-    every: Every = Field(default=Duration(1, "st"), description="How often the average is updated.")
+    decay: Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="Share of the old average that is left after a step, whatever `every` is."
+    )
+    every: Every = Field(
+        default=Duration(1, "st"), description="How often the average is updated; of n steps it keeps decay^n."
+    )

@@ -23,13 +23,15 @@ class CrossEntropy:
 
 
 class BinaryCrossEntropy:
-    """One sigmoid a class, summed over classes (Wightman et al. 2021, "ResNet strikes back", section 2).
+    """One sigmoid a class (Wightman et al. 2021, "ResNet strikes back", section 2).
 
     ``threshold``: mixed targets above it count as 1, the others as 0 (after smoothing); null keeps them soft.
+    ``over_classes``: a row's loss is the ``sum`` or the ``mean`` over its classes. LAMB limits the gradient's norm, so
+    the two are not the same recipe with another learning rate.
     """
 
-    def __init__(self, smoothing: float = 0.0, threshold: float | None = None):
-        self.smoothing, self.threshold = smoothing, threshold
+    def __init__(self, smoothing: float = 0.0, threshold: float | None = None, over_classes: str = "sum"):
+        self.smoothing, self.threshold, self.over_classes = smoothing, threshold, over_classes
 
     def __call__(self, logits_BK: Tensor, target: Tensor) -> Tensor:
         classes = logits_BK.shape[-1]
@@ -37,13 +39,14 @@ class BinaryCrossEntropy:
         soft = soft * (1 - self.smoothing) + self.smoothing / classes
         if self.threshold is not None:
             soft = (soft > self.threshold).to(logits_BK.dtype)
-        return F.binary_cross_entropy_with_logits(logits_BK, soft, reduction="none").sum(-1)
+        each = F.binary_cross_entropy_with_logits(logits_BK, soft, reduction="none")
+        return each.sum(-1) if self.over_classes == "sum" else each.mean(-1)
 
 
 def build_loss(section: Any) -> CrossEntropy | BinaryCrossEntropy:
     """The loss of a recipe's ``loss`` section."""
     if section.name == "bce":
-        return BinaryCrossEntropy(section.smoothing, section.threshold)
+        return BinaryCrossEntropy(section.smoothing, section.threshold, section.over_classes)
     return CrossEntropy(section.smoothing)
 
 

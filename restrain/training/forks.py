@@ -11,11 +11,10 @@ import torch
 from restrain.data.order import Plan, Segment
 from restrain.errors import UserError, WorldError
 from restrain.models.build import build_model
+from restrain.optim.optimizers import state_slots
 from restrain.recipe import Recipe
 from restrain.run import checkpoint, lockfile
 from restrain.run.manifest import Damaged, verify
-
-OPTIMIZER_STATE = {"sgd": "momentum_buffer", "adamw": "exp_avg"}
 
 
 def fork_of(text: str, folder: Path) -> Path | None:
@@ -129,8 +128,12 @@ def _misfit(recipe: Recipe, stored: dict[str, tuple[int, ...]]) -> str | None:
     if extra:
         return f"the checkpoint has a parameter {extra[0].removesuffix('|param')}, the recipe's model has none"
     kinds = {name.rpartition("|")[2] for name in stored}
-    for key, kind in (("optimizer.name", OPTIMIZER_STATE[recipe.optimizer.name]), ("ema", "ema")):
-        if kind not in kinds and (key != "ema" or recipe.ema is not None):
-            value = recipe.optimizer.name if key != "ema" else "set"
-            return f"{key} is {value}, and the checkpoint has no such state ({kind})"
+    if recipe.ema is not None and "ema" not in kinds:
+        return "ema is set, and the checkpoint has no such state (ema)"
+    wanted, there = state_slots(recipe.optimizer), kinds - {"param", "buffer", "ema", "scaler"}
+    if wanted and wanted != there:
+        return (
+            f"optimizer.name is {recipe.optimizer.name}, and the checkpoint has no such state "
+            f"({', '.join(sorted(wanted))}), but {', '.join(sorted(there)) or 'none'}"
+        )
     return None

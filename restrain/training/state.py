@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from restrain.errors import WorldError
+from restrain.optim import stepping
 from restrain.optim.ema import Ema
 from restrain.parallel.precision import LossScale
 from restrain.run.checkpoint import Reader, Slice
@@ -43,6 +44,15 @@ class RunState:
     held: str | None = None
     tracker: dict[str, Any] = field(default_factory=dict)
     replaced: int = 0
+
+    @property
+    def updates(self) -> int | None:
+        """The optimizer's own count of its updates, where it keeps one beside its tensors (LAMB, Adan)."""
+        return stepping.updates(self.optimizer)
+
+    @updates.setter
+    def updates(self, count: int | None) -> None:
+        stepping.set_updates(self.optimizer, count)
 
     def named_tensors(self) -> dict[str, Tensor]:
         """``name|kind`` -> the live tensor: param, buffer, each optimizer state by its torch name, ema, scaler."""
@@ -77,6 +87,7 @@ class RunState:
             "held": self.held,
             "tracker": self.tracker,
             "replaced": self.replaced,
+            "updates": self.updates,
         }
 
     def restore(self, reader: Reader) -> None:

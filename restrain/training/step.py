@@ -25,6 +25,7 @@ from restrain.data.order import Plan
 from restrain.draws import Purpose
 from restrain.models.norm import StagedStatistics
 from restrain.models.residual import named_joins, set_factors
+from restrain.optim.stepping import guarded_step
 from restrain.parallel import precision
 from restrain.parallel.world import World
 from restrain.run import ledger
@@ -217,7 +218,7 @@ class Run(L.LightningModule):
         """Clip, guard and commit the step; returns the learning rate, which is ``factor`` times its base.
 
         The guard: a loss or gradient norm that is not finite leaves weights, optimizer state, EMA and statistics as
-        they were, decided on the device, so the host never waits to know.
+        they were, decided on the device; only for optimizers that cannot be masked there does the host wait to know.
         """
         state, statistics = self.state, self.statistics
         gradients = [p.grad for p in self.trained if p.grad is not None]
@@ -239,8 +240,7 @@ class Run(L.LightningModule):
 
         for group in state.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        state.optimizer.found_inf = found_inf  # pyright: ignore[reportAttributeAccessIssue]
-        state.optimizer.step()
+        guarded_step(state.optimizer, found_inf)
         if statistics.norms:
             if self.world.size > 1:
                 torch.distributed.all_reduce(statistics.sums)
