@@ -15,12 +15,15 @@ import typer
 from typer.core import TyperGroup
 
 from restrain import __version__
+from restrain.cli.compare import compare
 from restrain.cli.data import app as data
 from restrain.cli.evaluate import evaluate
 from restrain.cli.recipes import recipes
 from restrain.cli.schema import schema
+from restrain.cli.runs import runs
 from restrain.cli.show import show
 from restrain.cli.train import resume, train
+from restrain.cli.why import why
 from restrain.errors import RestrainError, UserError, nearest
 
 INTERRUPTED = 130
@@ -69,8 +72,11 @@ def _root(
 app.command()(train)
 app.command()(resume)
 app.command()(evaluate)
+app.command()(runs)
+app.command()(compare)
 app.command()(recipes)
 app.command()(show)
+app.command()(why)
 app.command()(schema)
 app.add_typer(data, name="data")
 

@@ -40,3 +40,33 @@ def _paragraph(headers: Sequence[str], row: Sequence[str], width: int) -> list:
         wrapped = textwrap.wrap(cell, max(width, label + 16), initial_indent=first, subsequent_indent=later)
         lines += [Text(line) for line in wrapped]
     return lines
+
+
+def show_facts(title: str, facts: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """A title, and under it labels with one or more lines each; wrapped on a terminal, whole lines in a pipe."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    label = max((len(name) for name, _ in facts), default=0)
+    width = max(console.width, label + 24) if console.is_terminal else 10_000
+    if title:
+        console.print(Text(title, "bold"), soft_wrap=True)
+    for name, lines in facts:
+        for number, line in enumerate(lines):
+            first = f"  {(name if number == 0 else '').ljust(label)}  "
+            inner = " " * (len(line) - len(line.lstrip()))
+            wrapped = textwrap.wrap(
+                line,
+                width,
+                initial_indent=first,
+                subsequent_indent=" " * len(first) + inner,
+                drop_whitespace=False,
+                replace_whitespace=False,
+                break_on_hyphens=False,
+            )
+            for at, part in enumerate(wrapped or [first]):
+                text = Text(part.rstrip())
+                if at == 0:
+                    text.stylize("cyan", 0, len(first))
+                console.print(text, soft_wrap=True)

@@ -16,6 +16,7 @@ from restrain.data.reader import Sample, check_label
 from restrain.draws import Purpose
 
 HELD_OUT = 36  # images of each class that are held out for evaluation: 360
+TRAINED_ON = 1797 - 10 * HELD_OUT
 
 
 class DigitsSource:

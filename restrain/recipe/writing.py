@@ -70,23 +70,24 @@ def differences(a: BaseModel, b: BaseModel) -> list[tuple[str, Any, Any]]:
 
 def _emit(key: str, value: Any, depth: int, lines: list[str]) -> None:
     indent = "  " * depth
-    flow = f"{indent}{key}: {_flow(value)}"
-    if not isinstance(value, dict | list) or not value or len(flow) <= WIDTH:
-        lines.append(flow)
+    line = f"{indent}{key}: {flow(value)}"
+    if not isinstance(value, dict | list) or not value or len(line) <= WIDTH:
+        lines.append(line)
         return
     lines.append(f"{indent}{key}:")
     if isinstance(value, dict):
         for inner, item in value.items():
             _emit(inner, item, depth + 1, lines)
     else:
-        lines.extend(f"{indent}  - {_flow(item)}" for item in value)
+        lines.extend(f"{indent}  - {flow(item)}" for item in value)
 
 
-def _flow(value: Any) -> str:
+def flow(value: Any) -> str:
+    """A plain value on one line, as a recipe writes it."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {flow(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(_flow(item) for item in value) + "]"
+        return "[" + ", ".join(flow(item) for item in value) + "]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, float):

@@ -8,16 +8,15 @@ from typing import Any
 
 import torch
 
-from restrain.data.order import allowed_micro, check_micro
+from restrain.data.order import check_micro
 from restrain.errors import UserError
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
+from restrain.training.micro import auto_micro
 
 # Below this many pixels a micro-batch, the threads of an operation cost more than they give (digits: 4,096 pixels,
 # 1.0 s on one thread against 2.5 s and more on two; CIFAR-10 at 128: 131,072 pixels gains from two).
 PIXELS_WORTH_THREADS = 32_768
-# Above this many pixels a group, a CPU is faster with one group a micro-batch (plain BatchNorm, and caches).
-PIXELS_WORTH_SPLITTING = 262_144
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,9 @@ def place(recipe: Recipe, world: World, device: torch.device, pixels: int) -> Pl
     """
     batch, group = recipe.batch.global_, recipe.batch.group
     if recipe.batch.micro == "auto":
-        micro = _micro(batch, group, world.size, device, pixels)
+        # The card's whole memory, not what is free just now: the same on every rank and after every restart.
+        memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
+        micro = auto_micro(batch, group, world.size, pixels, memory)
     else:
         micro = recipe.batch.micro
         check_micro(batch, group, world.size, micro)
@@ -78,17 +79,3 @@ def _cores(world: World) -> int:
     if world.launcher == "slurm" and task is not None and task.isdecimal():
         return max(1, min(mine, int(task)))
     return max(1, mine // world.local_size)
-
-
-def _micro(batch: int, group: int, world: int, device: torch.device, pixels: int) -> int:
-    allowed = allowed_micro(batch, group, world)
-    if device.type == "cuda":
-        # The card's whole memory, not what is free just now: the same on every rank and after every restart.
-        _, memory = torch.cuda.mem_get_info(device)
-        # An estimate: the convolution outputs of a ResNet-50 are 22 MB an image of 224 x 224 in bf16, and about four
-        # times that is kept for the backward pass, so 2 KB a pixel; half of the memory is left for the rest.
-        fits = [m for m in allowed if m * pixels * 2048 < memory / 2]
-        return fits[-1] if fits else allowed[0]
-    if group * pixels >= PIXELS_WORTH_SPLITTING:
-        return group
-    return max([m for m in allowed if m * pixels <= PIXELS_WORTH_SPLITTING], default=allowed[0])

@@ -71,7 +71,7 @@ def test_it_answers_at_once() -> None:
     ("argv", "told"),
     [
         (["shwo", "x"], "error: There is no command 'shwo'. Did you mean 'show'? Commands: "),
-        (["show"], "error: Missing argument 'NAME|FILE'. See restrain show --help."),
+        (["show"], "error: Missing argument 'NAME|FILE|RUN'. See restrain show --help."),
         (["show", "digits_resnet20", "--seed", "1"], "error: No such option: --seed. See restrain show --help."),
         (["--verbose"], "error: No such option: --verbose"),
         (["show", "digits_resnet20", "seed=x"], "error: command line: seed: 'x' is not an integer."),

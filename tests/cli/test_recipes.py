@@ -1,9 +1,9 @@
 """The list of recipes: in a pipe, on wide and narrow terminals, as JSON."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -14,7 +14,6 @@ from restrain.recipe import available, load
 def on_a_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setenv("COLUMNS", str(columns))
 
 
@@ -65,16 +64,18 @@ def test_on_a_terminal_nothing_wraps(
         assert source.replace(" ", "") in "".join("".join(lines).split())  # a long word may be cut
 
 
-@pytest.mark.slow  # a busy machine is no fault of ours
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "argv",
     [["recipes"], ["show", "digits_plain56", "--diff", "digits_resnet20"], ["why", "batch.micro", "imagenet_resnet50"]],
     ids=" ".join,
 )
 def test_it_answers_at_once(argv: list[str]) -> None:
+    """Processor time: a busy machine is no fault of ours."""
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "restrain", *argv], capture_output=True, check=True)
-        seconds.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 1.0

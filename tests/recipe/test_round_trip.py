@@ -129,10 +129,10 @@ def test_yaml_round_trip(values: dict[str, Any], tmp_path) -> None:
 @given(values=recipes)
 def test_overrides_round_trip(values: dict[str, Any]) -> None:
     """Each top-level line of the YAML is an override as well, in flow form."""
-    from restrain.recipe.writing import _flow
+    from restrain.recipe.writing import flow
 
     recipe = Recipe.model_validate(values)
-    overrides = [f"{key}={_flow(value)}" for key, value in plain(recipe).items()]
+    overrides = [f"{key}={flow(value)}" for key, value in plain(recipe).items()]
     assert load("imagenet_resnet50", overrides).recipe == recipe
 
 

@@ -1,0 +1,35 @@
+"""How many training samples a recipe has, as far as that is known without reading a data set."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from restrain.data import index
+from restrain.data.digits import TRAINED_ON
+from restrain.data.indexing import match_shards
+from restrain.errors import RestrainError
+
+
+def known_samples(data: Any) -> tuple[int | None, str]:
+    """The number of training samples of a recipe's ``data`` section, or None; and why it is known, or not.
+
+    A set's index says it; nothing is indexed here.
+    """
+    if data.name == "digits":
+        return TRAINED_ON, "the digits set"
+    if data.root is None:
+        return None, "data.root is not set"
+    root = Path(os.path.expanduser(data.root))
+    try:
+        names = None if data.name == "folder" else match_shards(root, data.train)
+    except RestrainError as error:
+        return None, str(error).rstrip(".")
+    folder = root / data.train if names is None else root
+    for place in index.places(folder, data.cache):
+        found = index.load(place)
+        if found is not None and (names is None or (names and set(names) <= set(found.names))):
+            chosen = found if names is None else found.select(names)
+            return int(chosen.counts.sum()), f"the index in {place}"
+    return None, f"{folder} has no index yet (restrain data index {folder} makes one)"

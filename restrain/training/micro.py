@@ -1,0 +1,24 @@
+"""What ``batch.micro: auto`` becomes. No torch here, so that it can be explained at once."""
+
+from __future__ import annotations
+
+from restrain.data.order import allowed_micro
+
+# Above this many pixels a group, a CPU is faster with one group a micro-batch (plain BatchNorm, and caches).
+PIXELS_WORTH_SPLITTING = 262_144
+# An estimate: the convolution outputs of a ResNet-50 are 22 MB an image of 224 x 224 in bf16, and about four times that
+# is kept for the backward pass; half of the memory is left for the rest.
+BYTES_A_PIXEL = 2048
+
+
+def auto_micro(batch: int, group: int, world: int, pixels: int, memory: int | None) -> int:
+    """Rows of a forward pass on each of ``world`` processes; ``memory``: bytes of the GPU, None on a CPU.
+
+    pixels: height x width of a training image.
+    """
+    allowed = allowed_micro(batch, group, world)
+    if memory is not None:
+        return max([m for m in allowed if m * pixels * BYTES_A_PIXEL < memory / 2], default=allowed[0])
+    if group * pixels >= PIXELS_WORTH_SPLITTING:
+        return group
+    return max([m for m in allowed if m * pixels <= PIXELS_WORTH_SPLITTING], default=allowed[0])
