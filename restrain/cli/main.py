@@ -19,8 +19,8 @@ from restrain.cli.compare import compare
 from restrain.cli.data import app as data
 from restrain.cli.evaluate import evaluate
 from restrain.cli.recipes import recipes
-from restrain.cli.schema import schema
 from restrain.cli.runs import runs
+from restrain.cli.schema import schema
 from restrain.cli.show import show
 from restrain.cli.train import resume, train
 from restrain.cli.why import why

@@ -146,13 +146,13 @@ def _report(recipe: Any, folder: Path, result: Any) -> None:
             typer.echo(f"{name} {value:.6g}")
     expect = recipe.expect
     if result.state == "finished" and expect is not None and expect.metric in result.metrics:
-        reached = result.metrics[expect.metric]
-        short = (expect.value - reached) if expect.better == "higher" else (reached - expect.value)
-        verdict = "reached" if short <= 0 else "within tolerance" if short <= expect.tolerance else "missed"
-        typer.echo(
-            f"{expect.metric}: {reached:.2f}, expected {expect.value:g} (tolerance {expect.tolerance:g}, "
-            f"{expect.source}): {verdict}"
-        )
+        from restrain.recipe.verdict import judge
+        from restrain.run.folder import RunFolder
+
+        changes = RunFolder(folder).read_info().get("changes", [])
+        typer.echo(str(judge(expect, result.metrics[expect.metric], changes)))
+    for tripped in result.tripped:
+        typer.echo(tripped)
     if result.state != "finished":
         typer.echo(f"stopped after step {result.step}; go on with: restrain resume {folder}")
     typer.echo(f"run folder: {folder}")

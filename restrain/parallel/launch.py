@@ -1,7 +1,7 @@
 """Starts the local ranks of a run and watches them. No torch here: the parent only supervises.
 
 Each rank is its own session, so a Ctrl-C reaches the parent alone, which hands each signal on once. A rank that leaves
-in good order (0, 75, 130) is never a reason to kill the others: they may still be saving. A rank that dies takes the
+in good order (0, 3, 75, 130) is never a reason to kill the others: they may still be saving. A rank that dies takes the
 others down after a short grace, since they can only wait for it.
 """
 
@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from restrain.errors import WorldError
 
 GRACE = 10.0  # seconds that ranks get to notice that one of them died
-GOOD = (0, 75, 130)
+TRIPPED = 3
+GOOD = (0, TRIPPED, 75, 130)
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -38,7 +39,7 @@ def die_with_parent() -> None:
 def supervise(command: Sequence[str], size: int) -> int:
     """Run ``command`` as ``size`` local ranks and return the exit code of the whole.
 
-    All 0 -> 0; any 75 and the rest 0 or 75 -> 75; likewise 130. A rank that died or failed -> its own code where it is
+    All 0 -> 0; any 75 and the rest 0 or 75 -> 75; likewise 130, and 3 of a tripwire. A rank that died or failed -> its own code where it is
     an error of ours (1 or 2, already explained by that rank), else :class:`WorldError` naming rank and signal.
     """
     env = dict(os.environ, RESTRAIN_LAUNCHED="1", WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size), NODE_RANK="0")
@@ -95,4 +96,4 @@ def _wait(ranks: list[subprocess.Popen]) -> int:
                 f"The same command with the same --run goes on from the last checkpoint."
             )
         return code if code in (1, 2) else 1
-    return 75 if 75 in codes else 130 if 130 in codes else 0
+    return next((code for code in (75, 130, TRIPPED) if code in codes), 0)

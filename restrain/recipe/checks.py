@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from restrain.recipe import augmenting
 from restrain.recipe.durations import Duration
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Misfit(ValueError):
 
 def problems(recipe: "Recipe") -> Iterator[Problem]:
     """Everything in ``recipe`` that does not fit together."""
-    for check in (_batch, _model, _data, _resolution, _mix, _optimizer, _schedule, _parallel, _checkpoint):
+    for check in (_batch, _model, _data, _resolution, _mix, _optimizer, _schedule, _parallel, _checkpoint, _expect):
         yield from check(recipe)
 
 
@@ -87,10 +88,39 @@ def _model(recipe: "Recipe") -> Iterator[Problem]:
             yield Problem("model.zero_init", "= true would make a plain network output zero; use auto or false")
     if drop.rate == 0:
         yield from _idle(drop, "decay", "model.drop_path", "model.drop_path.rate is 0")
+    yield from _timm(recipe) if model.name.startswith("timm/") else _own(recipe)
     for part in model.freeze:
         first, _, last = part.removeprefix("block:").partition("-")
         if last and int(last) < int(first):
             yield Problem("model.freeze", f"has {part}, which ends before it begins")
+
+
+def _timm(recipe: "Recipe") -> Iterator[Problem]:
+    """What a timm model has no place for."""
+    model = recipe.model
+    for name in ("zero_init", "stem", "downsample", "blurpool"):
+        yield from _idle(model, name, "model", f"it is an option of our own ResNets, and model.name = {model.name}")
+    if model.join.name != "add":
+        yield Problem("model.join.name", f"= {model.join.name}, but {model.name} adds its branches itself: use add")
+    if model.drop_path.decay != "linear":
+        yield Problem("model.drop_path.decay", f"= {model.drop_path.decay}, but {model.name} has timm's rule: linear")
+    if "." in model.name and (model.init is None or model.init.from_ != "timm"):
+        plain = model.name.partition(".")[0]
+        yield Problem(
+            "model.name", f"= {model.name} names weights that are not asked for: use {plain}, or model.init.from=timm"
+        )
+
+
+def _own(recipe: "Recipe") -> Iterator[Problem]:
+    """Options of the ImageNet sizes that the CIFAR sizes have no place for."""
+    model = recipe.model
+    if model.name.startswith("cifar_"):
+        for name in ("stem", "downsample", "blurpool"):
+            yield from _idle(model, name, "model", f"it is for the ImageNet sizes, and model.name = {model.name}")
+        if model.init is not None and model.init.from_ == "timm":
+            yield Problem("model.init.from", f"= timm, which has no weights for {model.name}")
+    elif model.join.name == "none":
+        yield from _idle(model, "downsample", "model", "with model.join.name = none there is no shortcut")
 
 
 def _data(recipe: "Recipe") -> Iterator[Problem]:
@@ -104,17 +134,8 @@ def _data(recipe: "Recipe") -> Iterator[Problem]:
             yield Problem("model.classes", f"= {model.classes}, but data.name = digits has {DIGITS_CLASSES} classes")
         for name in ("decode", "max_bad", "cache"):
             yield from _idle(data, name, "data", "the digits are arrays, not files")
-    for number, operation in enumerate(data.augment):
-        key = f"data.augment[{number}]"
-        if operation.name == "random_resized_crop":
-            for name in ("scale", "ratio"):
-                low, high = getattr(operation, name)
-                if low > high:
-                    yield Problem(f"{key}.{name}", f"= {show((low, high))} ends before it begins")
-            if operation.scale[1] > 1:
-                yield Problem(f"{key}.scale", "takes more than the whole image; its largest value is 1")
-        elif operation.name == "flip" and operation.p == 0:
-            yield Problem(f"{key}.p", "= 0 does nothing: leave the flip out")
+    for key, text in itertools.chain(augmenting.problems(recipe), augmenting.repeats(recipe)):
+        yield Problem(key, text)
     if not data.shuffle:
         yield from _idle(data, "window", "data", "data.shuffle is false")
 
@@ -127,10 +148,15 @@ def _resolution(recipe: "Recipe") -> Iterator[Problem]:
                 yield Problem(
                     f"resolution.{name}", f"= {getattr(sizes, name)} does nothing: the digits are 8 x 8 and stay so"
                 )
-        yield from _idle(sizes, "eval_resize", "resolution", "the digits are 8 x 8 and stay so")
+        for name in ("eval_resize", "interpolation", "schedule"):
+            yield from _idle(sizes, name, "resolution", "the digits are 8 x 8 and stay so")
         return
     if sizes.train is None:
         yield Problem("resolution.train", f"is missing: data.name = {recipe.data.name} needs the side in pixels")
+    if sizes.eval_resize is None:
+        yield from _idle(sizes, "interpolation", "resolution", "resolution.eval_resize is null")
+    for key, text in augmenting.progressive(recipe):
+        yield Problem(key, text)
     final = sizes.eval or sizes.train
     if sizes.eval_resize is not None and final is not None and sizes.eval_resize < final:
         yield Problem(
@@ -208,9 +234,30 @@ def _parallel(recipe: "Recipe") -> Iterator[Problem]:
                 )
 
 
+def _expect(recipe: "Recipe") -> Iterator[Problem]:
+    if recipe.expect is None:
+        return
+    known = ["train/loss", "train/top1", "train/grad_norm", *_measured(recipe)]
+    for number, wire in enumerate(recipe.expect.at):
+        key = f"expect.at[{number}]"
+        if wire.metric not in known:
+            yield Problem(f"{key}.metric", f"= {wire.metric} is not measured; {', '.join(known)} are")
+        if wire.min is None and wire.max is None:
+            yield Problem(key, "has no bound: give min, max or both")
+        elif wire.min is not None and wire.max is not None and wire.min > wire.max:
+            yield Problem(f"{key}.min", f"= {show(wire.min)} is above max = {show(wire.max)}: no value is between them")
+        if _not_before(wire.at, recipe.length):
+            yield Problem(f"{key}.at", f"= {wire.at} is never reached: length = {recipe.length}")
+
+
+def _measured(recipe: "Recipe") -> list[str]:
+    """The metrics of an evaluation."""
+    return ["eval/loss", "eval/top1", *(["eval/top5"] if recipe.model.classes > TOP5_ABOVE else [])]
+
+
 def _checkpoint(recipe: "Recipe") -> Iterator[Problem]:
     best = recipe.checkpoint.best
-    measured = ["eval/loss", "eval/top1", *(["eval/top5"] if recipe.model.classes > TOP5_ABOVE else [])]
+    measured = _measured(recipe)
     if best is not None and best not in measured:
         told = f"= {best} is not measured; {', '.join(measured)} are"
         if best == "eval/top5":

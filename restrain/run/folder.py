@@ -19,6 +19,7 @@ from typing import Any
 
 from restrain.errors import UserError, WorldError
 from restrain.run.files import remove_temporaries, sync_folder, world_error, write_atomic
+from restrain.run.numbers import loose, strict
 
 STATES = ("running", "finished", "interrupted", "failed")
 
@@ -115,7 +116,7 @@ class RunFolder:
                 f"{self.info_file} was edited: it holds {wrong}. Repair it, or move it away: the run goes on without "
                 "it."
             )
-        return content
+        return loose(content)
 
     @property
     def stopped_at(self) -> int:
@@ -131,7 +132,7 @@ class RunFolder:
         """Merge ``values`` into ``run.json`` (inner mappings merge too); atomic. Returns the new content."""
         with self._writing:
             content = merged(self.read_info(), values)
-            self._write(self.info_file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+            self._write(self.info_file, json.dumps(strict(content), indent=2, ensure_ascii=False) + "\n")
         return content
 
     @property

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import threading
 from collections import deque
@@ -18,30 +17,9 @@ from typing import Any
 
 from restrain.errors import WorldError
 from restrain.run.files import world_error, write_all, write_atomic
+from restrain.run.numbers import NAMES, strict
 
 FLUSH_EVERY = 0.25  # seconds
-NAMES = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-
-
-def number(x: float) -> str:
-    """A float as strict JSON, for lines built by f-string; NaN and infinities become strings."""
-    x = float(x)
-    return float.__repr__(x) if math.isfinite(x) else f'"{_name(x)}"'
-
-
-def _name(x: float) -> str:
-    return "NaN" if x != x else "Infinity" if x > 0 else "-Infinity"
-
-
-def _strict(value: Any) -> Any:
-    """``value`` with non-finite floats as strings (JSON has no word for them)."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else _name(value)
-    if isinstance(value, Mapping):
-        return {key: _strict(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(inner) for inner in value]
-    return value
 
 
 def encode(entry: Mapping[str, Any]) -> str:
@@ -49,7 +27,7 @@ def encode(entry: Mapping[str, Any]) -> str:
     try:
         return json.dumps(entry, allow_nan=False)
     except ValueError:
-        return json.dumps(_strict(entry), allow_nan=False)
+        return json.dumps(strict(entry), allow_nan=False)
 
 
 class Journal:

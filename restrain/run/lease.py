@@ -90,6 +90,22 @@ def dead(holder: Holder, me: Holder) -> bool:
     return process is not None and (process[0] in "ZX" or (holder.started is not None and process[1] != holder.started))
 
 
+def is_held(folder: Path) -> bool:
+    """Whether some process seems to be writing the run, for lists: nothing is made or changed in the folder.
+
+    By this host's clock, so a holder on a host whose clock is a minute off may be taken for dead here.
+    """
+    try:
+        newest = max((folder / "lease").glob("[0-9]*.json"), default=None)
+        if newest is None:
+            return False
+        holder = Holder(**json.loads(newest.read_text()))
+        silent = time.time() - newest.stat().st_mtime
+    except (OSError, ValueError, TypeError):
+        return False
+    return not holder.released and silent < SILENCE and not dead(holder, myself())
+
+
 class Lease:
     """The right to write a run folder.
 

@@ -29,6 +29,7 @@ from restrain.training.opening import Opening
 from restrain.training.placement import Placement
 from restrain.training.recorder import Recorder
 from restrain.training.state import RunState
+from restrain.training.tripwires import Tripwires
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ class Attempt:
             rank=self.world.rank,
             replaced=self.bad_samples(progress),
             profile=self.profile(plan, total),
+            tripwires=Tripwires(self.recipe.expect, lambda at: build.step_of(at, plan, total), state.looked_at),
         )
 
     def writer(self) -> checkpoint.Writer:
@@ -173,6 +175,7 @@ class Attempt:
                     world=self.world.size,
                     leave=leave,
                     progress=progress,
+                    flip=self.recipe.evaluate.flip,
                 )
             return {f"eval/{name}": value for name, value in found.items()}
 

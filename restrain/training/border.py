@@ -21,6 +21,7 @@ from restrain.survival.signals import Flag
 from restrain.training.evaluate import Interrupted
 from restrain.training.recorder import Recorder
 from restrain.training.state import RunState
+from restrain.training.tripwires import EXIT_TRIPPED, Tripped, Tripwires
 from restrain.training.vector import Reading, StepVector
 
 
@@ -66,7 +67,9 @@ class Border:
         rank: int = 0,
         replaced: Callable[[int, Sequence[Any]], None] = lambda step, rows: None,
         profile: Profile | None = None,
+        tripwires: Tripwires | None = None,
     ):
+        self.tripwires, self.tripped = tripwires, list[Tripped]()
         self.state, self.cadence, self.writer, self.evaluate = state, cadence, writer, evaluate
         self.recorder, self.lease, self.rank = recorder, lease, rank
         self.replaced, self.profile = replaced, profile
@@ -105,7 +108,7 @@ class Border:
             best = self.evaluation(line)
             if self.state.evaluated_at == self.state.step:
                 self.save(best)  # the checkpoint of this step does not know its evaluation yet: replace it
-        return self.flag != Flag.NONE
+        return self.flag != Flag.NONE or self.hopeless
 
     def after_step(self, vector: StepVector) -> bool:
         """After each step; True: the run leaves here. Called once where no step was left to train."""
@@ -126,7 +129,8 @@ class Border:
             planned = True
         line = self.record(readings, hold=step if due else None)
         self.count_replaced(readings)
-        if not planned:
+        hopeless = self.look(readings)
+        if not planned and not hopeless:
             return False
         self.flag = max([self.flag, *(r.flag for r in readings)])
         self.displaced = any(r.stop for r in readings)
@@ -137,7 +141,7 @@ class Border:
             best = self.evaluation(line)
         elif due:
             self.state.held = line
-        leaving = last or self.flag != Flag.NONE
+        leaving = last or self.flag != Flag.NONE or self.hopeless
         if leaving or best or any(r.save for r in readings) or self.cadence.save(step):
             self.save(best)
         if leaving:
@@ -161,6 +165,28 @@ class Border:
                 f"data.max_bad={budget:g} allows {max(10, int(budget * seen))}. They are listed in bad_samples*.jsonl "
                 f"of the run folder. Repair the data, or raise data.max_bad."
             )
+
+    def look(self, readings: Sequence[Reading]) -> bool:
+        """Whether a value of these steps breaks a tripwire that stops the run."""
+        if self.tripwires is None or not self.tripwires.waiting:
+            return False
+        for r in readings:
+            batch = self.cadence.seen(r.step) - self.cadence.seen(r.step - 1)
+            metrics = {"train/loss": r.loss / batch, "train/top1": 100.0 * r.correct / batch}
+            self.trip(r.step, metrics | {"train/grad_norm": r.grad_norm})
+        return self.hopeless
+
+    def trip(self, step: int, metrics: dict[str, float]) -> None:
+        """Look at the tripwires, and say which break."""
+        for tripped in self.tripwires.look(step, metrics) if self.tripwires is not None else ():
+            self.tripped.append(tripped)
+            if self.recorder is not None:
+                self.recorder.progress.notice(str(tripped))
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether a tripwire has broken that stops the run."""
+        return any(tripped.wire.act == "stop" for tripped in self.tripped)
 
     def evaluation_is_due(self) -> bool:
         step = self.state.step
@@ -199,6 +225,7 @@ class Border:
             self.recorder.write(state.step, line or f'{{"step": {state.step}}}', metrics)
             shown = ", ".join(f"{name} {value:.6g}" for name, value in metrics.items())
             self.recorder.progress.evaluated(shown)
+        self.trip(state.step, metrics)
         return self.is_best(metrics)
 
     def is_best(self, metrics: dict[str, float]) -> bool:
@@ -242,4 +269,6 @@ class Border:
             return Outcome("interrupted", 1)
         if self.state.step >= self.cadence.total and not self.evaluation_is_due():
             return Outcome("finished", 0)
+        if self.hopeless and self.flag == Flag.NONE:
+            return Outcome("interrupted", EXIT_TRIPPED)
         return Outcome("interrupted", signals.exit_code(self.flag))

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from restrain.insight import machine
 from restrain.insight.progress import Progress
 from restrain.parallel import distributed
 from restrain.parallel.world import World
-from restrain.recipe import Recipe, Resolved, to_yaml
+from restrain.recipe import Recipe, Resolved, is_placement, leaves, to_yaml
+from restrain.recipe.checks import show
+from restrain.recipe.verdict import judge
 from restrain.run import checkpoint, journal
 from restrain.run.folder import RunFolder
 from restrain.run.lease import Lease
-from restrain.training import build, forks, lightning, opening, placement
+from restrain.training import build, forks, lightning, opening, placement, start_weights
 from restrain.training.attempt import Attempt
 from restrain.training.opening import Opening
 from restrain.training.step import Run, StepSettings
@@ -32,13 +34,15 @@ from restrain.training.step import Run, StepSettings
 @dataclass(frozen=True)
 class Result:
     """How an attempt ended. ``metrics``: of the last evaluation (``eval/...``), and ``train/loss`` and ``train/top1``
-    averaged over the last epoch; rank 0 knows them. ``already``: the run was finished before."""
+    averaged over the last epoch; rank 0 knows them. ``already``: the run was finished before. ``tripped``: the
+    tripwires that broke."""
 
     exit_code: int
     state: str
     step: int
     metrics: dict[str, float]
     already: bool = False
+    tripped: list[str] = field(default_factory=list)
 
 
 def fit(
@@ -67,7 +71,7 @@ def fit(
         distributed.refuse_unequal(world, hashlib.sha256(to_yaml(recipe).encode()).hexdigest())
         where = placement.Placement(**layout | {"device": str(device)})
         torch.set_num_threads(where.threads)
-        opened = Opening(**told.first_rank(lambda: _open(folder, lease, recipe, resolved.name, data, allow, fork)))
+        opened = Opening(**told.first_rank(lambda: _open(folder, lease, recipe, resolved, data, allow, fork)))
         if opened.finished:
             info = folder.read_info()
             say(f"{path} is finished: {_reached(info)}")
@@ -110,17 +114,34 @@ def _settle(
     cannot be."""
     autos = opening.autos(recipe, build.resolved_autos(recipe, data, device), folder.lock_file)
     forks.check_start(recipe, int(data.train.counts.sum()), fork)
+    start_weights.check(recipe, folder, fork, build.image_sides(recipe))
     return autos, placement.place(recipe, world, device, data.pixels).as_dict()
 
 
-def _open(folder: RunFolder, lease: Lease | None, recipe: Recipe, name: str, data: build.Data, allow, fork) -> dict:
+def _open(
+    folder: RunFolder, lease: Lease | None, recipe: Recipe, resolved: Resolved, data: build.Data, allow, fork
+) -> dict:
     assert lease is not None
     folder.create()
     taken = lease.acquire()
-    opened = opening.open_run(folder, recipe, build.identity(name, recipe, data), allow=allow, fork=fork)
+    identity = build.identity(resolved.name, recipe, data) | start_weights.identity(recipe, folder)
+    opened = opening.open_run(folder, recipe, identity, allow=allow, fork=fork)
+    folder.update_info({"recipe": resolved.name, "changes": _changes(folder, resolved, opened)})
     if taken:
         opened.notices.insert(0, taken)
     return vars(opened)
+
+
+def _changes(folder: RunFolder, resolved: Resolved, opened: Opening) -> list[str]:
+    """The ``key=value`` that the run has over the recipe it is named after, those allowed later included."""
+    known = folder.read_info().get("changes")
+    if known is None:
+        typed = [key for key, origin in resolved.origins.items() if origin.layer == "command line"]
+        values = leaves(resolved.recipe)
+        return [f"{key}={show(values[key])}" for key in typed if not is_placement(key)]
+    changes = dict(one.partition("=")[::2] for one in known)
+    changes |= {i["key"]: i["now"] for i in opened.interventions if i["kind"] == "allow"}
+    return [f"{key}={value}" for key, value in changes.items()]
 
 
 def _reached(info: dict[str, Any]) -> str:
@@ -133,6 +154,9 @@ def _train(attempt: Attempt, say: Callable[[str], None]) -> Result:
     reader = checkpoint.Reader(Path(opened.checkpoint)) if opened.checkpoint else None
     plan = build.build_plan(recipe, attempt.data, reader.scalars["segments"] if reader else [])
     task = build.build_task(recipe, attempt.data, attempt.device)
+    opened.notices += getattr(task.model, "notices", [])
+    if reader is None:
+        opened.notices += start_weights.begin(recipe, task.model, folder)
     state = build.build_state(recipe, task, plan, build.total_steps(recipe, plan), attempt.device)
     if reader is not None:
         with reader:
@@ -144,7 +168,7 @@ def _train(attempt: Attempt, say: Callable[[str], None]) -> Result:
         say(line)
     if world.rank == 0:
         facts = machine.circumstances(attempt.where.as_dict(), world.size)
-        folder.update_info(facts | {"state": "running", "total": total})
+        folder.update_info(facts | {"state": "running", "total": total, "failed_because": None})
 
     progress = Progress(total, state.step, -(-total // plan.steps_per_epoch), recipe.batch.global_, world.rank)
     border = attempt.border(task, state, plan, total, progress)
@@ -174,12 +198,26 @@ def _train(attempt: Attempt, say: Callable[[str], None]) -> Result:
         border.close(sound)
         if world.rank == 0 and not sound and not border.displaced:
             with suppress(RestrainError):  # the error that is being told matters more
-                folder.set_state("failed")
+                folder.update_info({"state": "failed", "failed_because": _because(sys.exc_info()[1])})
     outcome = border.outcome()
-    metrics = _metrics(folder) if world.rank == 0 else {}
-    if world.rank == 0:
-        folder.update_info({"step": state.step, "metrics": metrics, "best": state.best, "state": outcome.state})
-    return Result(outcome.exit_code, outcome.state, state.step, metrics)
+    if world.rank:
+        return Result(outcome.exit_code, outcome.state, state.step, {})
+    metrics = _metrics(folder)
+    info: dict[str, Any] = {"step": state.step, "metrics": metrics, "best": state.best, "state": outcome.state}
+    expect = recipe.expect
+    if outcome.state == "finished" and expect is not None and expect.metric in metrics:
+        info["expect"] = judge(expect, metrics[expect.metric], folder.read_info().get("changes", [])).as_dict()
+    if border.tripped:
+        known = folder.read_info().get("tripwires", [])
+        info["tripwires"] = [*known, *(tripped.as_dict() for tripped in border.tripped)]
+    folder.update_info(info)
+    return Result(outcome.exit_code, outcome.state, state.step, metrics, tripped=[str(one) for one in border.tripped])
+
+
+def _because(error: BaseException | None) -> str:
+    """Why an attempt failed, in one paragraph."""
+    told = " ".join(str(error).split())
+    return told if isinstance(error, RestrainError) else f"{type(error).__name__}: {told}"[:600]
 
 
 def _metrics(folder: RunFolder) -> dict[str, float]:

@@ -11,8 +11,9 @@ from restrain.data.order import Plan
 from restrain.errors import WorldError
 from restrain.insight.progress import Progress
 from restrain.run import ledger
-from restrain.run.journal import Journal, number
+from restrain.run.journal import Journal
 from restrain.run.mirrors import WandbMirror
+from restrain.run.numbers import number
 from restrain.training.vector import Reading
 
 

@@ -29,7 +29,7 @@ class RunState:
     ``interventions``: append-only list of ``{at_step, kind, ...}``, empty in a healthy run. ``evaluated_at``: the last
     step whose evaluation finished. ``best``: ``{metric, value, step}``. ``held``: the journal line of a step whose
     evaluation was interrupted; it is written once the evaluation has been repeated. ``tracker``: the wandb run's id and
-    the last step sent to it.
+    the last step sent to it. ``looked_at``: the tripwires that have been looked at.
     """
 
     model: nn.Module
@@ -44,6 +44,7 @@ class RunState:
     held: str | None = None
     tracker: dict[str, Any] = field(default_factory=dict)
     replaced: int = 0
+    looked_at: list[str] = field(default_factory=list)
 
     @property
     def updates(self) -> int | None:
@@ -87,6 +88,7 @@ class RunState:
             "held": self.held,
             "tracker": self.tracker,
             "replaced": self.replaced,
+            "looked_at": self.looked_at,
             "updates": self.updates,
         }
 

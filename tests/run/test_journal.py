@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from restrain.errors import WorldError
-from restrain.run.journal import Journal, number, read, repair, truncate_after
+from restrain.run.journal import Journal, read, repair, truncate_after
+from restrain.run.numbers import number
 
 
 def steps(path):
