@@ -22,6 +22,7 @@ from restrain.cli.recipes import recipes
 from restrain.cli.runs import runs
 from restrain.cli.schema import schema
 from restrain.cli.show import show
+from restrain.cli.sweep import sweep
 from restrain.cli.train import resume, train
 from restrain.cli.why import why
 from restrain.errors import RestrainError, UserError, nearest
@@ -74,6 +75,7 @@ app.command()(resume)
 app.command()(evaluate)
 app.command()(runs)
 app.command()(compare)
+app.command()(sweep)
 app.command()(recipes)
 app.command()(show)
 app.command()(why)

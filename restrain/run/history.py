@@ -63,8 +63,8 @@ class Parting:
 
 def parting(one: Column, other: Column) -> Parting:
     """Of the steps that both have. They "part" where the means over the last ``SPAN`` values differ by more than
-    ``SHARE`` of their size, from there on at every step, for ``SPAN`` values or a quarter of all: a last wiggle is none.
-    """
+    ``SHARE`` of their size, from there on at every step, for ``SPAN`` values or a quarter of all: a last wiggle is no
+    parting."""
     _, first, second = np.intersect1d(one.steps, other.steps, return_indices=True)
     steps = one.steps[first]
     same = (one.values[first] == other.values[second]) | (np.isnan(one.values[first]) & np.isnan(other.values[second]))
