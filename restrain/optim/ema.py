@@ -12,6 +12,10 @@ from torch import Tensor, nn
 class Ema:
     """Shadows of a model's parameters and persistent buffers.
 
+    torchvision states the decay of an update, scaled: d every n steps there is
+    ``(1 - min(1, (1 - d) * images a step * n / epochs)) ** (1 / n)`` here. It averages running statistics too, and
+    keeps copying the weights while the learning rate warms up.
+
     Every ``every`` steps: parameters shadow <- shadow + (1 - decay^every) (parameter - shadow), so that ``decay`` means
     one optimizer step whatever ``every`` is; buffers (running statistics) are copied. Shadows keep dtype, device and
     memory format. Made once the model is on its device.
@@ -41,7 +45,8 @@ class Ema:
         weight = 1.0 - self.decay**self.every
         if ok is None:
             torch._foreach_lerp_(self._shadows, self._parameters, weight)  # pyright: ignore
-            torch._foreach_copy_(self._buffer_shadows, self._buffers)  # pyright: ignore
+            if self._buffers:
+                torch._foreach_copy_(self._buffer_shadows, self._buffers)  # pyright: ignore
             return
         moved = torch._foreach_sub(self._parameters, self._shadows)  # pyright: ignore
         torch._foreach_mul_(moved, ok.to(moved[0].dtype) * weight)  # pyright: ignore

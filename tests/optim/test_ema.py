@@ -89,3 +89,26 @@ def test_swap_evaluates_the_average_and_puts_everything_back():
 def test_impossible_settings(decay, every):
     with pytest.raises(ValueError, match="decay in"):
         Ema(nn.Linear(2, 2), decay, every)
+
+
+def test_torchvisions_decay_becomes_ours():
+    """torchvision: 1 - min(1, (1 - decay) x world x batch x steps / epochs) is kept at each of its updates.
+
+    Ours is of one step, so it is the n-th root where an update comes every n steps. V2: 8 x 128 images, 600 epochs.
+    """
+    kept = 1.0 - min(1.0, (1.0 - 0.99998) * 8 * 128 * 32 / 600)
+    decay = kept ** (1 / 32)
+    assert decay == pytest.approx(0.99996585, abs=5e-9)
+    model = nn.Linear(3, 3).to(torch.float64)
+    shadow = torch.optim.swa_utils.AveragedModel(
+        model, avg_fn=lambda average, new, number: kept * average + (1 - kept) * new
+    )
+    shadow.update_parameters(model)  # the first update copies
+    ema = Ema(model, decay, every=32)
+    for step in range(96):
+        move(model, step)
+        ema.update(step)
+        if (step + 1) % 32 == 0:
+            shadow.update_parameters(model)
+    for name, tensor in shadow.module.named_parameters():
+        torch.testing.assert_close(ema.tensors()[name], tensor, rtol=1e-12, atol=1e-12)
