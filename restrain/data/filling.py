@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,14 +22,28 @@ READ_AHEAD_BYTES = 256 << 20
 
 
 class Buffer:
-    """One slot of a ring: rows of images and labels, as torch tensors and as numpy views of the same memory."""
+    """One slot of a ring: rows of images and labels, as torch tensors and as numpy views of the same memory.
 
-    def __init__(self, rows: int, pipeline: Pipeline, pin: bool):
-        size, _, channels = pipeline.shape
-        stored = torch.empty((rows, size, size, channels), dtype=torch.uint8, pin_memory=pin)
-        self.images = stored.permute(0, 3, 1, 2)  # NCHW in shape, NHWC in memory: channels-last
-        self.labels = torch.empty(rows, dtype=torch.int64, pin_memory=pin)
-        self.image_rows, self.label_rows = stored.numpy(), self.labels.numpy()
+    Made once, for the largest images; those of a smaller side take its first bytes.
+    """
+
+    def __init__(self, count: int, pipeline: Pipeline, pin: bool):
+        self._count, self._channels = count, pipeline.channels
+        self._bytes = torch.empty(count * pipeline.size**2 * pipeline.channels, dtype=torch.uint8, pin_memory=pin)
+        self.labels = torch.empty(count, dtype=torch.int64, pin_memory=pin)
+        self.label_rows = self.labels.numpy()
+
+    def rows(self, size: int) -> np.ndarray:
+        """uint8 [rows, size, size, C], to be written to."""
+        return self._stored(size).numpy()
+
+    def images(self, size: int) -> torch.Tensor:
+        """uint8 [rows, C, size, size], channels-last."""
+        return self._stored(size).permute(0, 3, 1, 2)
+
+    def _stored(self, size: int) -> torch.Tensor:
+        shape = (self._count, size, size, self._channels)
+        return self._bytes[: math.prod(shape)].view(shape)
 
 
 @dataclass
@@ -40,6 +55,7 @@ class Job:
     shard: np.ndarray  # int64 [rows]
     j: np.ndarray  # int64 [rows]
     keys: np.ndarray  # uint64 [rows]
+    pipeline: Pipeline  # at the side of this job's images
     prefix: np.ndarray = field(init=False)  # uint64 [rows]
     index: np.ndarray | None = None  # int64 [rows], in evaluation
     valid: np.ndarray | None = None  # bool [rows], in evaluation

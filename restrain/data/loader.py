@@ -7,7 +7,7 @@ rank, world, step); what is in them, of the row's key. Threads only decide when.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import numpy as np
@@ -56,17 +56,23 @@ class TrainLoader:
         pixels: bool = False,
         mix: mixing.Mix | None = None,
         pin: bool = False,
+        sides: Callable[[int], int] | None = None,
     ):
-        """micro: samples of a micro-batch. pixels: also give the CRC of each row. pin: page-locked buffers (CUDA)."""
-        if plan.samples != order.samples:
-            raise ValueError(f"a plan of {plan.samples} samples for an order of {order.samples}")
+        """micro: samples of a micro-batch. pixels: also give the CRC of each row. pin: page-locked buffers (CUDA).
+        sides: epoch -> side of its images, at most the pipeline's; None: the pipeline's."""
+        if (plan.samples, plan.repeats) != (order.samples, order.repeats):
+            raise ValueError(
+                f"a plan of {plan.samples} samples in {plan.repeats} copies for an order of {order.samples} in "
+                f"{order.repeats}"
+            )
         for segment in [plan.segment(start), *(later for later in plan.segments if later.from_step > start)]:
             check_world(segment.batch, segment.group, world)
             check_micro(segment.batch, segment.group, world, micro)
         self.source, self.order, self.plan, self.pipeline = source, order, plan, pipeline
         self.seed, self.rank, self.world, self.micro = seed, rank, world, micro
         self.start, self.stop, self.threads = start, stop, max(1, threads)
-        self.max_bad, self.pixels, self.mix, self.pin = max_bad, pixels, mix, pin
+        self.max_bad, self.pixels, self.mix, self.pin, self.sides = max_bad, pixels, mix, pin, sides
+        self._pipelines = {pipeline.size: pipeline}
         self._ring: Ring[Job, Buffer] | None = None
 
     def __len__(self) -> int:
@@ -108,30 +114,40 @@ class TrainLoader:
             count = self.plan.steps_together(step, most)
             epoch, positions = self.plan.rows(step, count, self.rank, self.world)
             shard, j = self.order(epoch, positions)
-            keys = draws.extend(draws.key(self.seed, Purpose.AUGMENT, epoch), positions, 0)  # copy 0
+            slot, copy = np.divmod(positions, self.plan.repeats)
+            keys = draws.extend(draws.key(self.seed, Purpose.AUGMENT, epoch), slot, copy)
+            pipeline = self._sized(epoch)
             for i in range(count):
-                yield Job(step + i, epoch, shard[i], j[i], keys[i], mixes=self._mixes(step + i))
+                mixes = self._mixes(step + i, pipeline.size)
+                yield Job(step + i, epoch, shard[i], j[i], keys[i], pipeline, mixes=mixes)
             step += count
 
-    def _mixes(self, step: int) -> list[mixing.MixDraw | None]:
+    def _sized(self, epoch: int) -> Pipeline:
+        size = self.pipeline.size if self.sides is None else self.sides(epoch)
+        if size not in self._pipelines:
+            self._pipelines[size] = self.pipeline.at(size)
+        return self._pipelines[size]
+
+    def _mixes(self, step: int, side: int) -> list[mixing.MixDraw | None]:
         """One draw for each micro-batch."""
         segment = self.plan.segment(step)
         share = segment.batch // self.world
         firsts = range(self.rank * share, (self.rank + 1) * share, self.micro)
         if self.mix is None or not self.mix.active(step):
             return [None] * len(firsts)
-        group, size = segment.group, self.pipeline.shape[:2]
+        group, size = segment.group, (side, side)
         return [mixing.draw(self.mix, step, row // group, self.micro // group, group, size) for row in firsts]
 
     def _fill_batch(self, job: Job, slot: Buffer, first: int, last: int) -> None:
         part = slice(first, last)
         stored, slot.label_rows[part], crc = cast(ArraySource, self.source).rows(job.shard[part], job.j[part])
-        self.pipeline.batch(stored, job.keys[part], slot.image_rows[part])
+        job.pipeline.batch(stored, job.keys[part], slot.rows(job.pipeline.size)[part])
         job.prefix[part] = draws.mix(job.shard[part], job.j[part], crc, job.epoch)
 
     def _fill_rows(self, job: Job, slot: Buffer, first: int, last: int) -> None:
+        images = slot.rows(job.pipeline.size)
         for row in range(first, last):
-            sample, used = self._usable(job, row, slot.image_rows[row])
+            sample, used = self._usable(job, row, images[row])
             slot.label_rows[row] = sample.label
             job.prefix[row] = draws.key(int(job.shard[row]), used, sample.crc, job.epoch)
 
@@ -141,7 +157,7 @@ class TrainLoader:
         first: BadSample | None = None
         for used in ((j + t) % int(self.source.counts[shard]) for t in range(TRIES + 1)):
             try:
-                sample = read_into(self.source, self.pipeline, shard, used, key, out)
+                sample = read_into(self.source, job.pipeline, shard, used, key, out)
             except BadSample as error:
                 first = first or error
                 continue
@@ -154,12 +170,12 @@ class TrainLoader:
         )
 
     def _hand_over(self, job: Job, slot: Buffer, wait: float) -> StepBatch:
-        first = self.rank * job.rows
+        first, whole = self.rank * job.rows, slot.images(job.pipeline.size)
         micros = []
         for i, mixed in enumerate(job.mixes):
             part = slice(i * self.micro, (i + 1) * self.micro)
-            crcs = pixel_crcs(slot.images[part]) if self.pixels else None
-            images, labels = slot.images[part], slot.labels[part]
+            images, labels = whole[part], slot.labels[part]
+            crcs = pixel_crcs(images) if self.pixels else None
             micros.append(MicroBatch(images, labels, first + part.start, mixed, job.prefix[part], crcs))
         return StepBatch(job.step, job.epoch, micros, wait, job.sorted_events())
 
@@ -210,7 +226,7 @@ class EvalLoader:
                 left_out = "left out of the evaluation"
                 check_budget(bad, self.samples, self.max_bad, events, left_out, self.source.names)
                 valid, index = torch.from_numpy(job.valid), torch.from_numpy(job.index)
-                yield EvalBatch(slot.images, slot.labels, valid, index, events)
+                yield EvalBatch(slot.images(self.pipeline.size), slot.labels, valid, index, events)
         finally:
             ring.close()
 
@@ -226,17 +242,19 @@ class EvalLoader:
             valid, index = index < self.samples, np.minimum(index, self.samples - 1)
             shard = np.searchsorted(self._starts, index, side="right") - 1
             keys = np.zeros(self.batch, np.uint64)  # nothing is drawn
-            yield Job(number, 0, shard, index - self._starts[shard], keys, index=index, valid=valid)
+            j = index - self._starts[shard]
+            yield Job(number, 0, shard, j, keys, self.pipeline, index=index, valid=valid)
 
     def _fill_batch(self, job: Job, slot: Buffer, first: int, last: int) -> None:
         part = slice(first, last)
         stored, slot.label_rows[part], _ = cast(ArraySource, self.source).rows(job.shard[part], job.j[part])
-        self.pipeline.batch(stored, job.keys[part], slot.image_rows[part])
+        self.pipeline.batch(stored, job.keys[part], slot.rows(self.pipeline.size)[part])
 
     def _fill_rows(self, job: Job, slot: Buffer, first: int, last: int) -> None:
         assert job.valid is not None
+        images = slot.rows(self.pipeline.size)
         for row in range(first, last):
-            shard, j, out = int(job.shard[row]), int(job.j[row]), slot.image_rows[row]
+            shard, j, out = int(job.shard[row]), int(job.j[row]), images[row]
             try:
                 slot.label_rows[row] = read_into(self.source, self.pipeline, shard, j, 0, out).label
             except BadSample as error:

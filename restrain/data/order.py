@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from restrain import draws
+from restrain.data.repeats import check_repeats, dealt
 from restrain.draws import Purpose
 from restrain.errors import UserError
 
@@ -50,17 +51,28 @@ class Order:
        cutting a full shuffle in two would keep its halves apart.
     4. Position p is slot p // C of lane p % C.
 
+    With ``repeats`` = r, positions p r to p r + r - 1 are the r copies of the sample that stands at p without, so an
+    epoch shows the first N / r of its shuffled samples.
+
     Memory: three int64 a shard and epoch in use, and two windows a lane in use. Safe to call from several threads.
     """
 
-    def __init__(self, counts: Sequence[int] | np.ndarray, seed: int, lanes: int, window: int, shuffle: bool = True):
+    def __init__(
+        self,
+        counts: Sequence[int] | np.ndarray,
+        seed: int,
+        lanes: int,
+        window: int,
+        shuffle: bool = True,
+        repeats: int = 1,
+    ):
         """counts: samples of each shard. Raises UserError for lanes or windows below 1."""
         for name, value in (("data.lanes", lanes), ("data.window", window)):
             if value < 1:
                 raise UserError(f"{name}={value}: must be at least 1, or auto.")
         self.counts = np.asarray(counts, np.int64)
         self.samples = int(self.counts.sum())
-        self.seed, self.lanes, self.window, self.shuffle = seed, lanes, window, shuffle
+        self.seed, self.lanes, self.window, self.shuffle, self.repeats = seed, lanes, window, shuffle, repeats
         lane = np.arange(lanes + 1, dtype=np.int64)
         self._base = lane * (self.samples // lanes) + np.minimum(lane, self.samples % lanes)
         self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
@@ -73,6 +85,8 @@ class Order:
         position = np.asarray(positions, np.int64).reshape(-1)
         if position.size and not 0 <= position.min() <= position.max() < self.samples:
             raise IndexError(f"position {position.max()} in an epoch of {self.samples} samples")
+        if self.repeats > 1:
+            position = position // self.repeats
         with self._lock:
             line = self._epoch(epoch)
             lane, slot = position % self.lanes, position // self.lanes
@@ -141,14 +155,20 @@ class Plan:
     A step takes B consecutive positions of an epoch, sorted by lane (stably) and cut into B / group groups. An epoch
     has N // B steps; its tail is dropped (other samples each epoch). ``row`` is the index in a step's flattened list
     of groups.
+
+    With ``repeats`` = r, the copies of a sample (`Order`) are dealt out to r groups that follow each other, so that
+    those of a step are never in one group. Where r does not divide B, one sample's copies span two steps.
     """
 
-    def __init__(self, samples: int, batch: int, group: int, lanes: int, segments: Sequence[Segment] = ()):
+    def __init__(
+        self, samples: int, batch: int, group: int, lanes: int, segments: Sequence[Segment] = (), repeats: int = 1
+    ):
         """segments: those that interventions appended. Raises UserError where the sizes do not fit."""
-        self.samples, self.batch, self.group, self.lanes = samples, batch, group, lanes
+        self.samples, self.batch, self.group, self.lanes, self.repeats = samples, batch, group, lanes, repeats
         self.segments = [Segment(0, 0, 0, batch, group), *segments]
         for segment in self.segments:
             _check_batch(samples, segment.batch, segment.group)
+            check_repeats(segment.batch, segment.group, repeats)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -208,8 +228,10 @@ class Plan:
         epoch, first = self.place(step)
         positions = np.arange(first, first + count * s.batch, dtype=np.int64).reshape(count, s.batch)
         if self.lanes > 1:
-            by_lane = np.argsort(positions % self.lanes, axis=1, kind="stable")
+            by_lane = np.argsort(positions // self.repeats % self.lanes, axis=1, kind="stable")
             positions = np.take_along_axis(positions, by_lane, axis=1)
+        if self.repeats > 1:
+            positions = positions[:, dealt(s.batch, s.group, self.repeats)]
         share = s.batch // world
         return epoch, positions[:, rank * share : (rank + 1) * share]
 

@@ -28,11 +28,13 @@ def evaluate(
     world: int = 1,
     leave: Callable[[], bool] = lambda: False,
     progress: Progress | None = None,
+    flip: bool = False,
 ) -> dict[str, float]:
     """``loss``, ``top1`` and, above ten classes, ``top5`` (percent) and ``count``, over all ranks.
 
     Padded and undecodable rows carry ``valid=False`` and count nowhere. ``leave`` is asked at each batch; ranks agree
     on the answer (all have the same number of batches), and :class:`Interrupted` is raised on all of them together.
+    With ``flip`` the logits are the mean of those of each image and of its mirror image.
     """
     model = task.model
     model.eval()
@@ -48,7 +50,10 @@ def evaluate(
             images = batch.images.to(device, non_blocking=True)
             labels, valid = batch.labels.to(device), batch.valid.to(device)
             with precision.autocast(number_format, device):
-                logits = model(task.normalise(images))
+                inputs = task.normalise(images)
+                logits = model(inputs)
+                if flip:
+                    logits = (logits + model(inputs.flip(-1))) / 2
             five = logits.shape[-1] > 10
             sums += _sums(task, logits, labels, valid, 5 if five else 1)
             if progress is not None:

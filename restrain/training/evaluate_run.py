@@ -59,7 +59,7 @@ def evaluate_run(path: Path, overrides: Sequence[str] = ()) -> Evaluation:
     reader.close()
     loader = build.build_eval_loader(recipe, data, world, where)
     with state.ema.swap(task.model) if state.ema is not None else nullcontext():
-        metrics = evaluate(task, loader, device=device, number_format=recipe.precision)
+        metrics = evaluate(task, loader, device=device, number_format=recipe.precision, flip=recipe.evaluate.flip)
     return Evaluation(
         at,
         "EMA weights" if state.ema is not None else "weights",

@@ -19,7 +19,7 @@ def op(name, **fields):
     return SimpleNamespace(name=name, **fields)
 
 
-CROP = (op("random_resized_crop", scale=(0.3, 1.0), ratio=(0.75, 4 / 3)), op("flip", p=0.5))
+CROP = (op("random_resized_crop", scale=(0.3, 1.0), ratio=(0.75, 4 / 3), interpolation="bilinear"), op("flip", p=0.5))
 
 
 def jpeg(number: int, width: int = 20, height: int = 16, mode: str = "RGB", format: str = "JPEG") -> bytes:
