@@ -16,7 +16,9 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name", [name if name == "lamb" else pytest.param(name, marks=pytest.mark.slow) for name in OPTIMIZERS]
+)
 def test_killed_and_resumed_to_the_bit(tmp_path: Path, name: str) -> None:
     settings = [*SETTINGS, OPTIMIZERS[name]]
     assert worlds.train(tmp_path / "unbroken", settings).codes == [0]
