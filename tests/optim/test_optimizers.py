@@ -308,6 +308,20 @@ def test_layer_decay_counts_from_the_head_down():
     assert sorted(rates) == sorted(id(p) for p in model.parameters())
 
 
+@pytest.mark.parametrize(("name", "otherwise"), [("vit_tiny_patch16_224", {"norm"}), ("resnet18", set())])
+def test_layer_decay_is_timms(name, otherwise):
+    """timm counts by patterns over names, we by blocks. BEiT's last norm has the head's rate; in timm, its block's."""
+    model = build_model({"name": f"timm/{name}", "classes": 4})
+    names = {id(p): key for key, p in model.named_parameters()}
+    theirs = timm.optim.param_groups_layer_decay(model, 0.05, layer_decay=0.75)
+    ours = parameter_groups(model, 0.05, "norm_and_bias", 0.75)
+    rates = [
+        {names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]} for groups in (ours, theirs)
+    ]
+    assert rates[0].keys() == rates[1].keys()
+    assert {key.partition(".")[0] for key in rates[0] if rates[0][key] != rates[1][key]} == otherwise
+
+
 def test_layer_decay_needs_blocks():
     with pytest.raises(UserError, match=r"optimizer\.layer_decay needs a model with residual blocks"):
         parameter_groups(nn.Linear(2, 2), 0.1, "none", 0.75)
