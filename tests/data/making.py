@@ -63,10 +63,12 @@ def section(name: str, root: Path | None = None, **fields) -> SimpleNamespace:
     return SimpleNamespace(**{"name": name, "root": root and str(root), "cache": None, **split, **fields})
 
 
-def train_loader(source, *, batch=8, group=2, seed=3, size=12, ops=CROP, lanes="auto", window="auto", **fields):
+def train_loader(
+    source, *, batch=8, group=2, seed=3, size=12, ops=CROP, lanes="auto", window="auto", repeats=1, **fields
+):
     samples = int(source.counts.sum())
-    order = Order(source.counts, seed, *resolve_shuffle(samples, lanes, window))
-    plan = Plan(samples, batch, group, order.lanes)
+    order = Order(source.counts, seed, *resolve_shuffle(samples, lanes, window), repeats=repeats)
+    plan = Plan(samples, batch, group, order.lanes, repeats=repeats)
     pipeline = augment.train_pipeline(ops, size, channels=source.channels)
     world, micro = fields.pop("world", 1), fields.pop("micro", None)
     settings = {"rank": 0, "start": 0, "stop": 2 * plan.steps_per_epoch, "threads": 2, **fields}

@@ -68,6 +68,20 @@ def test_evaluation_is_bit_equal_to_torchvisions_on_pil(photographs):
         assert np.array_equal(out, np.asarray(reference(Image.open(io.BytesIO(data)).convert("RGB"))))
 
 
+@pytest.mark.parametrize(("size", "resize"), [(224, 235), (224, 256), (160, 168)])
+def test_bicubic_evaluation_is_bit_equal_to_timms(photographs, size, resize):
+    from timm.data import create_transform
+
+    pipeline = augment.eval_pipeline(size, resize, kernel="bicubic")
+    settings = {"interpolation": "bicubic", "crop_pct": size / resize, "use_prefetcher": True}
+    reference = create_transform(size, is_training=False, **settings)
+    out = np.empty(pipeline.shape, np.uint8)
+    for data in photographs[:15]:
+        pipeline(data, 0, out)
+        theirs = reference(Image.open(io.BytesIO(data)).convert("RGB"))
+        assert np.array_equal(out, np.asarray(theirs).transpose(1, 2, 0))
+
+
 @pytest.mark.parametrize("size", [(7, 9), (12, 5), (4, 4), (11, 12)])
 def test_centre_crop_equals_torchvisions(size):
     image = pixels(1, *size, 3)[0]
@@ -142,5 +156,28 @@ def test_pipelines_are_built_from_sections():
     out = np.empty(pipeline.shape, np.uint8)
     pipeline(jpeg(1), KEYS[0], out)
     assert not pipeline.batched
+    assert pipeline.at(4).shape == (4, 4, 3)
     with pytest.raises(UserError, match=r"unknown operation 'flop'. Did you mean 'flip'"):
         augment.train_pipeline([op("flop")], 8)
+
+
+def test_every_operation_of_the_schema_can_be_built_and_run():
+    """On the digits' grey as well, where the schema's checks let it."""
+    from typing import get_args
+
+    from restrain.data.augment.pipeline import BUILDERS
+    from restrain.recipe.schema_data import Augmentation
+
+    kinds = get_args(get_args(Augmentation)[0])
+    assert {get_args(kind.model_fields["name"].annotation)[0] for kind in kinds} == set(BUILDERS)
+    more = {"resize": {"size": 9}, "centre_crop": {"size": 9}, "color_jitter": {"brightness": 0.4}}
+    for kind in kinds:
+        (name,) = get_args(kind.model_fields["name"].annotation)
+        section = kind(name=name, **more.get(name, {}))
+        for channels in (1, 3):
+            if name in ("lighting",) and channels == 1:
+                continue
+            pipeline = augment.train_pipeline([section], 9, channels=channels, mean=(0.4,) * channels)
+            out = np.empty(pipeline.shape, np.uint8)
+            for key in KEYS[:20]:
+                pipeline(pixels(c=channels)[0], key, out)
