@@ -16,6 +16,8 @@ from typer.core import TyperGroup
 
 from restrain import __version__
 from restrain.cli.compare import compare
+from restrain.cli.check import check
+from restrain.cli.completion import completion
 from restrain.cli.data import app as data
 from restrain.cli.evaluate import evaluate
 from restrain.cli.recipes import recipes
@@ -79,7 +81,9 @@ app.command()(sweep)
 app.command()(recipes)
 app.command()(show)
 app.command()(why)
+app.command()(check)
 app.command()(schema)
+app.command()(completion)
 app.add_typer(data, name="data")
 
 

@@ -19,7 +19,7 @@ def show(
     overrides: Overrides = None,
     diff: Annotated[
         str | None,
-        typer.Option("--diff", metavar="OTHER", help="Show only what differs from this recipe, file or run folder."),
+        typer.Option("--diff", metavar="NAME|FILE|RUN", help="Show only what differs from this other one."),
     ] = None,
 ) -> None:
     """Print a recipe with everything resolved, as YAML; with --diff what differs from another."""

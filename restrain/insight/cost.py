@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from restrain.errors import UserError
-from restrain.models.residual import Join
+from restrain.models.residual import Join, ResidualBlock, residual_blocks
 
 
 def forward_macs(model: nn.Module, channels: int, height: int, width: int) -> int:
@@ -49,3 +49,50 @@ def weightless(model: nn.Module) -> nn.Module:
         if isinstance(module, Join):
             module.observers.clear()
     return twin
+
+
+def saved_bytes(model: nn.Module, images: torch.Tensor) -> int:
+    """Bytes that a forward pass in training keeps for its backward pass, the weights and ``images`` apart.
+
+    The estimate of a step's activations: what autograd saves, each storage once. It leaves out what lives only inside
+    an operation, the gradients of activations, and what the allocator loses. Of a block with ``remat`` it is the
+    input, and of the largest such block everything once more, while it is recomputed. On the meta device nothing is
+    allocated: there ``images`` [B, C, H, W] has only a size.
+    """
+    known = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers(), images)}
+    held: dict[int, torch.Tensor] = {}
+    inside: list[tuple[torch.Tensor, ...]] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if _storage(tensor) not in known:
+            held[_storage(tensor)] = tensor
+        return tensor
+
+    def entering(block: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        for argument in arguments:
+            pack(argument)
+        inside.append(arguments)
+
+    again = [block for _, block in residual_blocks(model) if block.remat]
+    hooks = [block.register_forward_pre_hook(entering) for block in again]
+    try:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            out = model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    total = sum(tensor.untyped_storage().nbytes() for tensor in held.values())
+    del out
+    return total + max(map(_recomputed, again, inside), default=0)
+
+
+def _recomputed(block: ResidualBlock, arguments: tuple[torch.Tensor, ...]) -> int:
+    block.remat = False
+    try:
+        return saved_bytes(block, *arguments)
+    finally:
+        block.remat = True
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata

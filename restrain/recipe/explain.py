@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from restrain.errors import UserError, nearest
 from restrain.recipe.checks import show
-from restrain.recipe.fields import describe, fields_of, is_section, join, union_tag
+from restrain.recipe.fields import describe, fields_of, is_section, join, union_tag, words
 from restrain.recipe.layers import NAMED, lay, name_of
 from restrain.recipe.loading import Resolved
 from restrain.recipe.nodes import Items, Mapping, Node, Origin, Scalar, read
@@ -64,8 +64,7 @@ def show_plain(value: Any) -> str:
 def explain(resolved: Resolved, name: str) -> Key:
     """The key ``name`` of a recipe. Raises UserError with the nearest key where there is none."""
     value: Any = resolved.recipe
-    section, field, info = type(resolved.recipe), None, None
-    path = ""
+    section, field, info, path = type(resolved.recipe), None, None, ""
     for part in name.split("."):
         path = join(path, part)
         if value is None or not isinstance(value, BaseModel):
@@ -135,6 +134,42 @@ def keys(resolved: Resolved) -> list[str]:
     return list(found)
 
 
+def possible_keys(recipe: BaseModel, path: str = "") -> list[str]:
+    """Every key that a recipe has or, where a section is null, could have; sections too."""
+    found = []
+    for own, info in type(recipe).model_fields.items():
+        key = join(path, info.alias or own)
+        value = getattr(recipe, own)
+        found.append(key)
+        if isinstance(value, BaseModel):
+            found += possible_keys(value, key)
+        elif value is None:
+            field, _ = fields_of(type(recipe))[info.alias or own]
+            found += [join(key, inner) for one in field.types if is_section(one) for inner in fields_of(one)]
+    return found
+
+
+def choices(recipe: BaseModel, key: str) -> list[str]:
+    """The words that a key can be: of a choice, true and false, null; none of a number."""
+    section: Any = type(recipe)
+    value: Any = recipe
+    *path, last = key.split(".")
+    for part in path:
+        field = fields_of(section).get(part)
+        sections = [one for one in field[0].types if is_section(one)] if field else []
+        if not sections:
+            return []
+        if last == "name" and len(sections) > 1 and part == path[-1]:
+            return [union_tag(one) for one in sections]
+        value = getattr(value, part, None)
+        section = type(value) if isinstance(value, BaseModel) else sections[0]
+    if last not in fields_of(section):
+        return []
+    types = fields_of(section)[last][0].types
+    found = words(types) + (["true", "false"] if bool in types else [])
+    return [*found, "null"] if type(None) in types else found
+
+
 def settings(layers: tuple[Mapping, ...], key: str) -> list[Setting]:
     """The layers that give ``key`` a value, the highest first; a value given with a whole section counts as well."""
     found: list[tuple[Origin, str]] = []
@@ -188,11 +223,11 @@ def _bounds(info: FieldInfo) -> Iterator[str]:
     """The limits of a number or a text, in words."""
     seen = set()
     for mark in _marks(info.annotation, list(info.metadata)):
-        for name, words in _LIMITS.items():
+        for name, told in _LIMITS.items():
             limit = getattr(mark, name, None)
             if limit is not None and (name, limit) not in seen:
                 seen.add((name, limit))
-                yield words.format(show(limit) if not isinstance(limit, str) else limit)
+                yield told.format(show(limit) if not isinstance(limit, str) else limit)
 
 
 _LIMITS = {

@@ -1,0 +1,101 @@
+"""``restrain check``: what a recipe builds and needs, and whether one batch goes through it."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from restrain.cli.show import Name, Overrides
+
+if TYPE_CHECKING:
+    from restrain.training.build import Data
+
+
+def check(
+    recipe: Name,
+    overrides: Overrides = None,
+    no_run: Annotated[bool, typer.Option("--no-run", help="Leave out the forward and backward pass.")] = False,
+) -> None:
+    """Look at a recipe before a run: sizes, steps, schedule, memory, data, and one batch through all of it.
+
+    Nothing of the network is allocated but for that batch. Exit code 0: it fits; 2: the recipe or the command must
+    change; 1: the data or the machine.
+    """
+    from restrain.recipe import load
+
+    resolved = load(recipe, overrides or [])
+    # Torch comes after the recipe: what is wrong there is said at once.
+    from restrain.cli.tables import show_facts
+    from restrain.parallel import precision
+    from restrain.parallel.world import World
+    from restrain.training import inspection, placement
+    from restrain.training.arithmetic import Scale
+    from restrain.training.build import image_sides
+    from restrain.training.memory import memory_of
+
+    wanted = resolved.recipe
+    device = placement.device_of(wanted, World())
+    number_format = precision.resolve(wanted.precision, device)
+    model = inspection.model_without_memory(wanted)
+    data, found, problem = _open(wanted)
+    side = image_sides(wanted)[0]
+    micro = placement.place(wanted, World(), device, side**2).micro
+    scale = Scale(wanted, int(data.train.counts.sum()) if data else None, "data.root" if data else _unknown(wanted))
+    if data and wanted.data.name == "digits":
+        scale = Scale(wanted, scale.samples, "the digits set")
+    memory = memory_of(wanted, model, side, micro, number_format)
+    show_facts(
+        " ".join([resolved.name, *(overrides or [])]),
+        [
+            ("model", inspection.model_lines(wanted, model)),
+            ("blocks", inspection.block_lines(wanted, model)),
+            ("weight decay", inspection.group_lines(wanted, model)),
+            ("data", found),
+            ("length", inspection.length_lines(scale)),
+            ("batch", inspection.batch_lines(wanted, micro, device)),
+            ("learning rate", inspection.schedule_lines(scale)),
+            ("memory", inspection.memory_lines(memory, number_format)),
+        ],
+    )
+    if problem is not None:
+        raise problem
+    if not no_run:
+        show_facts("", [("dry run".ljust(len("learning rate")), _run(wanted, data, micro))])
+
+
+def _open(recipe: Any) -> tuple[Data | None, list[str], Exception | None]:
+    """The data, lines about them, and what is wrong with them, which is told last."""
+    from restrain.data.progress import console_reporter
+    from restrain.errors import RestrainError
+    from restrain.training import build, inspection
+
+    if recipe.data.name != "digits" and recipe.data.root is None:
+        return None, [f"{recipe.data.name}: {_unknown(recipe)} (data.root=FOLDER, or the site file)"], None
+    try:
+        with console_reporter() if recipe.data.name != "digits" else nullcontext() as reporter:
+            data = build.open_data(recipe, reporter)
+    except RestrainError as error:
+        return None, ["does not fit; what is wrong stands below"], error
+    where = f" in {recipe.data.root}" if recipe.data.name != "digits" else ""
+    first, *rest = inspection.data_lines(data)
+    return data, [f"{recipe.data.name}{where}: {first}", *rest], None
+
+
+def _unknown(recipe: Any) -> str:
+    return "data.root is not set" if getattr(recipe.data, "root", "") is None else "the data cannot be used"
+
+
+def _run(recipe: Any, data: Data | None, micro: int) -> list[str]:
+    from restrain.training.dry_run import dry_run
+    from restrain.training.inspection import size
+
+    found = dry_run(recipe, data, micro)
+    peak = f", {size(found.peak)} of GPU memory at most" if found.peak is not None else ""
+    images = "images of the training set" if found.real else "made-up images"
+    where = f"on {found.device} in {found.number_format}"
+    return [
+        f"{found.rows} {images} forward and backward {where}: {found.seconds:.2f} s{peak}",
+        f"loss {found.loss:.4g}, norm of the gradient {found.norm:.4g}: finite",
+    ]

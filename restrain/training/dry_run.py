@@ -1,0 +1,100 @@
+"""One micro-batch through everything that a step needs, before a run begins."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+
+from restrain.data.mix import apply
+from restrain.errors import WorldError
+from restrain.models import named_joins, set_factors
+from restrain.parallel import precision
+from restrain.parallel.world import World
+from restrain.recipe import Recipe
+from restrain.training import build, opening, placement
+
+ROWS_ON_A_CPU = 8  # of the batches of large networks a CPU computes a few images a second
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What came of it. ``peak``: bytes of the GPU at most, None on a CPU."""
+
+    rows: int
+    real: bool
+    device: torch.device
+    number_format: str
+    loss: float
+    norm: float
+    seconds: float
+    peak: int | None
+
+
+def dry_run(recipe: Recipe, data: build.Data | None, micro: int) -> DryRun:
+    """A forward and a backward pass on the device that is there, of fresh weights.
+
+    On a GPU ``micro`` rows, on a CPU at most 8, which are one group. ``data``: None for made-up images.
+
+    Raises:
+        WorldError: the loss or the gradient is not finite, or memory does not suffice.
+    """
+    device = placement.device_of(recipe, World())
+    rows = micro if device.type == "cuda" else min(micro, ROWS_ON_A_CPU)
+    group = recipe.batch.group if rows % recipe.batch.group == 0 else rows
+    # The real order, augmentation, mixing and loader, of a step that is this one micro-batch.
+    small = opening.settle(recipe, {"batch.global_": rows, "batch.group": group, "batch.micro": rows})
+    small = opening.settle(small, {"data.repeats": 1, "precision": precision.resolve(recipe.precision, device)})
+    source = data or SimpleNamespace(mean=recipe.data.mean, std=recipe.data.std)
+    images, labels, mix = _batch(small, data, device, rows)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    task = build.build_task(small, source, device).train()  # pyright: ignore[reportArgumentType]
+    if joins := named_joins(task.model):
+        set_factors(task.model, torch.ones(len(joins), rows, device=device))
+    began = time.perf_counter()
+    with precision.autocast(small.precision, device):
+        inputs, target = task.normalise(images), labels
+        if mix is not None:
+            inputs, target = apply(inputs, torch.nn.functional.one_hot(labels, recipe.model.classes).float(), mix)
+        logits = task.model(inputs)
+    loss = task.rows(logits, target).mean()
+    loss.backward()
+    norms = [p.grad.norm() for p in task.model.parameters() if p.grad is not None]
+    found = DryRun(
+        rows,
+        data is not None,
+        device,
+        small.precision,
+        float(loss.detach()),
+        float(torch.stack(norms).norm()),
+        time.perf_counter() - began,
+        torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+    )
+    if not (math.isfinite(found.loss) and math.isfinite(found.norm)):
+        raise WorldError(
+            f"The dry run gave a loss of {found.loss} and a gradient of norm {found.norm}, which are not finite. Look "
+            f"at data.mean and data.std, at the weights it begins from, and try precision=fp32."
+        )
+    return found
+
+
+def _batch(recipe: Recipe, data: build.Data | None, device: torch.device, rows: int) -> tuple:
+    """(images uint8 [B, C, H, W], labels int64 [B], how they are mixed or None) on the device."""
+    if data is None:
+        side = build.image_sides(recipe)[0]
+        size = (rows, recipe.model.in_chans, side, side)
+        scrambled = torch.arange(math.prod(size)) * 2654435761 >> 13  # Knuth's multiplicative hashing: no generator
+        images = (scrambled & 255).to(torch.uint8).view(size).contiguous(memory_format=torch.channels_last)
+        return images.to(device), (torch.arange(rows) % recipe.model.classes).to(device), None
+    where = placement.Placement(str(device), rows, 1, 1)
+    loader = build.build_train_loader(recipe, data, build.build_plan(recipe, data, []), World(), where, 0, 1)
+    try:
+        micro = next(iter(loader)).micros[0]
+        images = micro.images.clone(memory_format=torch.preserve_format).to(device)
+        return images, micro.labels.clone().to(device), micro.mix
+    finally:
+        loader.close()

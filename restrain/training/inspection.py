@@ -1,0 +1,186 @@
+"""What ``restrain check`` says of a recipe: each function looks at one thing and returns lines for a person."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import nn
+
+from restrain.data.order import allowed_micro, allowed_worlds
+from restrain.insight.cost import forward_macs
+from restrain.models import named_joins, residual_blocks
+from restrain.models.build import build_model
+from restrain.optim.groups import parameter_groups
+from restrain.parallel import precision
+from restrain.recipe import Recipe
+from restrain.recipe.checks import listed
+from restrain.training import arithmetic, build
+from restrain.training.arithmetic import Scale
+from restrain.training.memory import Memory
+
+BARS = "▁▂▃▄▅▆▇█"
+WIDTH = 48  # characters of a sparkline
+NOMINAL = 1000  # steps an epoch, to draw a schedule whose data set is not there
+
+
+def model_without_memory(recipe: Recipe) -> nn.Module:
+    """The recipe's model on the meta device, in its dtype."""
+    with torch.device("meta"):
+        model = build_model(recipe.model.model_dump(), recipe.seed, build.image_sides(recipe))
+    return model.to(precision.dtype_of_weights(recipe.precision))
+
+
+def model_lines(recipe: Recipe, model: nn.Module) -> list[str]:
+    """Name, parameters and what a forward pass costs."""
+    side, channels = build.image_sides(recipe)[0], recipe.model.in_chans
+    parameters = sum(p.numel() for p in model.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = "all trainable" if trainable == parameters else f"{trainable:,} trainable (model.freeze)"
+    macs = forward_macs(model, channels, side, side)
+    return [
+        f"{recipe.model.name}, {recipe.model.classes:,} classes",
+        f"{parameters:,} parameters, {frozen}",
+        f"{_scaled(macs)} multiply-adds an image of {channels} x {side} x {side}",
+        *getattr(model, "notices", ()),
+    ]
+
+
+def block_lines(recipe: Recipe, model: nn.Module) -> list[str]:
+    """The residual blocks and their joins, and what differs over depth."""
+    blocks = residual_blocks(model)
+    if not blocks:
+        return ["none: passes over blocks (remat, compile, layer_decay) have nothing to do"]
+    kinds = Counter(type(block).__name__ for _, block in blocks)
+    joins = named_joins(model)
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    lines = [
+        f"{len(blocks)}: {blocks[0][0]} ... {blocks[-1][0]}   ({counts})",
+        f"{len(joins)} joins: {joins[0][0]} ... {joins[-1][0]}" if joins else "joins: the model's own",
+    ]
+    rates = [join.rate for _, join in joins if join.rate]
+    if rates:
+        lines.append(f"drop path: {len(rates)} of {len(joins)} joins, rates {min(rates):.4g} to {max(rates):.4g}")
+    zero = sum(getattr(module, "initial_scale", 1.0) == 0.0 for module in model.modules())
+    if zero:
+        lines.append(f"initial scale 0 in the last norm of {zero} branches (zero_init): each begins as an identity")
+    return lines
+
+
+def group_lines(recipe: Recipe, model: nn.Module) -> list[str]:
+    """Which parameters decay; the groups partition what is trained."""
+    section = recipe.optimizer
+    groups = parameter_groups(model, section.weight_decay, section.no_decay, section.layer_decay)
+    lines = []
+    for name, chosen in (
+        (f"decay {section.weight_decay:g}", [g for g in groups if g["weight_decay"]]),
+        ("no decay", [g for g in groups if not g["weight_decay"]]),
+    ):
+        tensors = [p for group in chosen for p in group["params"]]
+        if tensors:
+            lines.append(f"{name}: {len(tensors)} tensors, {sum(p.numel() for p in tensors):,} parameters")
+    if section.layer_decay is not None:
+        scales = [group["lr_scale"] for group in groups]
+        lines.append(f"layer decay: learning rate x {min(scales):.3g} in the stem to x {max(scales):g} in the head")
+    return lines
+
+
+def length_lines(scale: Scale) -> list[str]:
+    """Steps an epoch and in all."""
+    total = scale.steps(scale.recipe.length)
+    each = f"{scale.per_epoch} steps an epoch"
+    if scale.plan is None:
+        known = f"{total:,} steps in all" if total is not None else f"{scale.recipe.length} in all"
+        return [f"{each}, {known}; N, the training samples, is not known: {scale.told}"]
+    return [f"{each}, {total:,} in all ({scale.recipe.length}); {scale.samples:,} training samples: {scale.told}"]
+
+
+def batch_lines(recipe: Recipe, micro: int, device: torch.device) -> list[str]:
+    """Processes and micro-batches that work."""
+    whole, group = recipe.batch.global_, recipe.batch.group
+    worlds = allowed_worlds(whole, group)
+    chosen = "auto" if recipe.batch.micro == "auto" else "as the recipe says"
+    return [
+        f"{whole:,} samples a step in {whole // group} groups of {group}",
+        f"processes that can share it: {listed(worlds, 16)}",
+        f"micro-batch: {micro} on 1 {device.type} process ({chosen}); possible there: "
+        f"{listed(allowed_micro(whole, group, 1), 16)}",
+    ]
+
+
+def schedule_lines(scale: Scale) -> list[str]:
+    """A sparkline of the learning rate, and its values at the ends and at the peak."""
+    recipe, nominal = scale.recipe, scale.plan is None
+    if nominal:
+        scale = Scale(recipe, NOMINAL * recipe.batch.global_, scale.told)
+    factor, total = arithmetic.factor_of(scale), scale.steps(recipe.length)
+    assert factor is not None
+    assert total is not None
+    rate = arithmetic.learning_rate(recipe)
+    steps = [round(at * (total - 1) / (WIDTH - 1)) for at in range(WIDTH)]
+    values = [factor(step) for step in steps]
+    # The peak may be between two columns: look at every step of a short run, at many of a long one.
+    peak = max(range(0, total, max(1, total // 20_000)), key=factor)
+    top = max(factor(peak), *values, 1e-30)
+    bars = "".join(BARS[min(len(BARS) - 1, int(value / top * len(BARS)))] for value in values)
+    ends = f"start {rate * factor(0):.4g}, peak {rate * top:.4g} at {_share(peak, total)}, end {rate * values[-1]:.4g}"
+    name = f"{recipe.schedule.name}, {recipe.optimizer.name}; {ends}"
+    drawn = [f"drawn with {NOMINAL:,} steps an epoch, as N is not known"] if nominal and _counts(recipe) else []
+    return [bars, name, *arithmetic.learning_rate_lines(scale), *drawn]
+
+
+def _counts(recipe: Recipe) -> bool:
+    """Whether steps and epochs or shares meet in the schedule, so that its shape depends on N."""
+    schedule = recipe.schedule
+    moments = [recipe.length, schedule.warmup, *getattr(schedule, "at", ())]
+    moments += [getattr(schedule, key) for key in ("peak", "decay") if hasattr(schedule, key)]
+    return len({"st" if moment.unit == "st" else "ep" for moment in moments if moment.value}) > 1
+
+
+def _share(step: int, total: int) -> str:
+    return f"step {step:,}" if step == 0 else f"{100 * step / total:.3g} %"
+
+
+def memory_lines(memory: Memory, number_format: str) -> list[str]:
+    """Bytes by what they hold."""
+    parts = [
+        ("weights and buffers", memory.weights),
+        ("gradients", memory.gradients),
+        ("optimizer", memory.optimizer),
+        ("moving average", memory.ema),
+    ]
+    held = ", ".join(f"{name} {size(amount)}" for name, amount in parts if amount)
+    kept = (
+        f"activations about {size(memory.activations)}: what {memory.micro} rows in {number_format} keep for backward"
+    )
+    return [f"about {size(memory.total)} a process with micro-batches of {memory.micro}", held, kept]
+
+
+def size(amount: int) -> str:
+    """Bytes in the unit that suits them: ``"97.5 MB"``."""
+    value, units = float(amount), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.3g} {units[0]}" if value < 1000 else f"{value:,.0f} {units[0]}"
+
+
+def data_lines(data: build.Data) -> list[str]:
+    """What the data root holds."""
+    train, evaluation = data.train, data.evaluation
+    classes = f", {len(train.classes):,} classes" if train.classes else ""
+    lines = [
+        f"{int(train.counts.sum()):,} training samples in {len(train.counts):,} "
+        f"{'shard' if len(train.counts) == 1 else 'shards'}{classes}, {train.channels} channel"
+        f"{'' if train.channels == 1 else 's'}"
+    ]
+    lines.append(
+        f"{int(evaluation.counts.sum()):,} samples to evaluate" if evaluation is not None else "nothing to evaluate on"
+    )
+    return lines
+
+
+def _scaled(count: int) -> str:
+    value, units = float(count), ["", " k", " M", " G", " T"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.4g}{units[0]}"

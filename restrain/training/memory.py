@@ -1,0 +1,87 @@
+"""How much memory a process of a run needs, worked out on the meta device."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from restrain.insight.cost import saved_bytes, weightless
+from restrain.models import named_joins, set_factors, set_group
+from restrain.optim.optimizers import build_optimizer
+from restrain.parallel import blocks
+from restrain.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process with ``micro`` rows a forward pass; ``activations`` is an estimate (``saved_bytes``)."""
+
+    micro: int
+    weights: int
+    gradients: int
+    optimizer: int
+    ema: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.ema + self.activations
+
+
+def memory_of(recipe: Recipe, model: nn.Module, side: int, micro: int, number_format: str) -> Memory:
+    """Memory for micro-batches of ``micro`` images of ``side`` pixels; ``model`` may be on the meta device.
+
+    number_format: ``precision`` with auto resolved. Under bf16 and fp16 activations count two bytes an element, though
+    autocast leaves a few operations in fp32.
+    """
+    weights = _bytes([*model.parameters(), *model.buffers()])
+    return Memory(
+        micro,
+        weights,
+        _bytes([parameter for parameter in model.parameters() if parameter.requires_grad]),
+        optimizer_bytes(recipe.optimizer, model),
+        weights if recipe.ema is not None else 0,
+        _activations(recipe, model, side, micro, number_format),
+    )
+
+
+def _activations(recipe: Recipe, model: nn.Module, side: int, micro: int, number_format: str) -> int:
+    dtype = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}[number_format]
+    twin = weightless(model).to(dtype).train()
+    set_group(twin, recipe.batch.group)
+    if drops := named_joins(twin):
+        set_factors(twin, torch.ones(len(drops), micro, device="meta"))
+    if recipe.parallel.remat == "block":
+        blocks.apply_remat(twin)
+    images = torch.empty(micro, recipe.model.in_chans, side, side, dtype=dtype, device="meta")
+    # Images arrive as bytes and are normalised into floats, which the first convolution keeps.
+    return saved_bytes(twin, images) + images.numel() * (1 + images.element_size())
+
+
+def optimizer_bytes(section: Any, model: nn.Module) -> int:
+    """Bytes of the state that an optimizer keeps for a model.
+
+    How many slots a parameter has is the optimizer's own affair (Muon goes by its shape): it is made for a twin in
+    which all parameters of one shape are one, so that little is allocated.
+    """
+    by_kind: dict[Any, nn.Parameter] = {}
+    parameters = list(model.parameters())
+    kinds = [(p.shape, p.dtype, p.requires_grad) for p in parameters]
+    for shape, dtype, trained in kinds:
+        by_kind.setdefault((shape, dtype, trained), nn.Parameter(torch.zeros(shape, dtype=dtype), trained))
+    memo: dict[int, Any] = {id(p): by_kind[kind] for p, kind in zip(parameters, kinds, strict=True)}
+    memo |= {id(buffer): torch.zeros(0) for buffer in model.buffers()}
+    optimizer = build_optimizer(section, copy.deepcopy(model, memo), batch_global=section.lr_per or 1)
+    return sum(_bytes(_tensors(optimizer.state.get(by_kind[kind], {}))) for kind in kinds)
+
+
+def _tensors(state: dict[str, Any]) -> list[torch.Tensor]:
+    return [value for value in state.values() if isinstance(value, torch.Tensor)]
+
+
+def _bytes(tensors: list[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,141 @@
+"""What ``restrain check`` says before a run, and its exit code."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from restrain.cli.main import run
+from restrain.models import build_model
+from restrain.recipe import available, load
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]):
+    """``told(*argv)``: the exit code, and the facts as a mapping of labels to their lines joined."""
+
+    def ask(*argv: str) -> tuple[int, dict[str, str], str]:
+        code = run(["check", *argv])
+        out, err = capsys.readouterr()
+        facts: dict[str, str] = {}
+        label = ""
+        for line in out.splitlines()[1:]:
+            name, _, rest = line[2:].partition("  ")
+            label = name.strip() or label
+            facts[label] = f"{facts.get(label, '')}\n{rest.strip() if name.strip() else line.strip()}".strip()
+        return code, facts, err
+
+    return ask
+
+
+def test_digits(told) -> None:
+    code, facts, err = told("digits_resnet20")
+    assert (code, err) == (0, "")
+    model = build_model({"name": "cifar_resnet20", "classes": 10, "in_chans": 1})
+    count = sum(p.numel() for p in model.parameters())
+    assert f"{count:,} parameters, all trainable" in facts["model"]
+    assert facts["blocks"].startswith("9: layer1.0 ... layer3.2")
+    assert "9 joins: layer1.0.join ... layer3.2.join" in facts["blocks"]
+    assert facts["weight decay"] == f"decay 0.0001: 59 tensors, {count:,} parameters"
+    assert "1,437 training samples in 1 shard, 10 classes, 1 channel" in facts["data"]
+    assert "22 steps an epoch, 440 in all (20ep)" in facts["length"]
+    assert "processes that can share it: 1, 2, 4" in facts["batch"]
+    assert re.match("^[▁-█]{48}\n", facts["learning rate"])
+    assert facts["learning rate"].startswith("█")
+    assert "start 0.1, peak 0.1 at step 0" in facts["learning rate"]
+    assert re.search(r"8 images of the training set forward and backward on cpu in \w+: ", facts["dry run"])
+    assert "finite" in facts["dry run"]
+
+
+def test_groups_partition_what_is_trained(told) -> None:
+    code, facts, _ = told("digits_resnet20", "optimizer.no_decay=norm_and_bias", "model.freeze=[block:0-1]", "--no-run")
+    assert code == 0
+    found = [int(one.replace(",", "")) for one in re.findall(r"([\d,]+) parameters", facts["weight decay"])]
+    trainable = re.search(r"([\d,]+) trainable", facts["model"])
+    assert trainable is not None
+    assert len(found) == 2
+    assert sum(found) == int(trainable[1].replace(",", ""))
+    assert "dry run" not in facts
+
+
+@pytest.mark.parametrize("name", [name for name in available() if not name.startswith(("finetune",))])
+def test_every_shipped_recipe_without_its_data(name: str, told) -> None:
+    code, facts, err = told(name, "--no-run")
+    assert code == 0, err
+    recipe = load(name).recipe
+    assert facts["model"].startswith(recipe.model.name)
+    if recipe.data.name != "digits":
+        assert "data.root is not set" in facts["data"]
+        if recipe.length.unit == "ep":
+            assert f"floor(N / {recipe.batch.global_})" in facts["length"]
+    peak = re.search(r"peak (\S+) at", facts["learning rate"])
+    assert peak is not None
+    assert float(peak[1]) > 0
+
+
+def test_published_sizes(told) -> None:
+    _, facts, _ = told("imagenet_resnet50", "--no-run")
+    assert "25,557,032 parameters" in facts["model"]  # torchvision's table of weights
+    assert "4.089 G multiply-adds an image of 3 x 224 x 224" in facts["model"]
+
+
+def pictures(root: Path, classes: int) -> Path:
+    for split in ("train", "val"):
+        for label in range(classes):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(8):
+                Image.fromarray(np.full((40, 50, 3), 30 * label + number, np.uint8)).save(folder / f"{number}.png")
+    return root
+
+
+OWN = [
+    *("data.name=folder", "data.mean=[0.5, 0.5, 0.5]", "data.std=[0.2, 0.2, 0.2]", "model.in_chans=3"),
+    *("resolution.train=32", "resolution.eval=32", "batch.global=8", "batch.group=4"),
+    "data.augment=[{name: random_resized_crop}, {name: flip}]",
+]
+
+
+def test_a_folder_that_fits_and_one_that_does_not(told, tmp_path: Path) -> None:
+    root = pictures(tmp_path / "pictures", 3)
+    code, facts, err = told("digits_resnet20", *OWN, f"data.root={root}", "model.classes=3", "mix.mixup=0.2")
+    assert code == 0, err
+    assert "24 training samples in 3 shards, 3 classes, 3 channels" in facts["data"]
+    assert "floor(24 / 8) = 3 steps an epoch" in facts["length"]
+    assert "8 images of the training set" in facts["dry run"]
+    code, facts, err = told("digits_resnet20", *OWN, f"data.root={root}", "model.classes=10")
+    assert code == 2
+    assert "does not fit" in facts["data"]
+    assert "Set model.classes=3" in err
+    assert err.count("\n") == err.count("error: ") + err.count("Indexing") + err.count("The index is")
+    code, _, err = told("digits_resnet20", *OWN, f"data.root={tmp_path / 'nowhere'}")
+    assert code == 2
+    assert "there is no such folder" in err
+
+
+def test_the_worlds_fault(told, tmp_path: Path) -> None:
+    root = pictures(tmp_path / "pictures", 3)
+    for file in root.glob("train/*/*.png"):
+        file.write_bytes(b"no picture")
+    code, _, err = told("digits_resnet20", *OWN, f"data.root={root}", "model.classes=3")
+    assert code == 1
+    assert "error: " in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["digits_resent20"], "Did you mean 'digits_resnet20'?"),
+        (["digits_resnet20", "batch.micro=3"], "batch.micro = 3 is impossible"),
+        (["digits_resnet20", "model.freeze=[stem, head, block:0-8]"], "leaves nothing to train"),
+        (["digits_resnet20", "model.freeze=[block:9]"], "the model's blocks are 0-8"),
+    ],
+)
+def test_bad_input(argv: list[str], said: str, told) -> None:
+    code, facts, err = told(*argv)
+    assert code == 2
+    assert facts == {}
+    assert said in err
+    assert err.count("\n") == 1
