@@ -9,8 +9,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from timm.layers import BatchNormAct2d
-from timm.layers import DropPath as TimmDropPath
+from timm.layers.drop import DropPath as TimmDropPath
+from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
 from restrain.errors import UserError

@@ -52,7 +52,7 @@ def build_model(mapping: Mapping[str, Any], seed: int = 0, sides: Sequence[int] 
         model = build_timm(mapping, seed, sides)
         freeze(model, mapping.get("freeze") or [])
         return model
-    model = MODELS[name](mapping)
+    model = MODELS[str(name)](mapping)
     if not any(parameter.is_meta for parameter in model.parameters()):
         init_model(model, seed)
     freeze(model, mapping.get("freeze") or [])

@@ -74,6 +74,9 @@ class GroupedBatchNorm1d(GroupedBatchNorm, nn.BatchNorm1d):
 class GroupedBatchNormAct2d(GroupedBatchNorm2d):
     """BatchNorm, dropout and activation in one module, as timm's ``BatchNormAct2d``, whose submodules it has."""
 
+    drop: nn.Module
+    act: nn.Module
+
     def forward(self, input: Tensor) -> Tensor:
         return self.act(self.drop(super().forward(input)))
 

@@ -22,8 +22,8 @@ from .norm import GroupedBatchNorm
 from .residual import DropPath, named_joins, set_factors
 
 ROWS = 3
-# In these files of timm's, tokens or patches of an image are folded into the rows of the batch, image by image
-# (tests/models/test_trial.py holds it), so that statistics and drop paths over k rows an image are well defined.
+# In models with parts of these files of timm's, tokens or patches of an image are folded into the rows of the batch, image by image
+# (tests/models/test_zoo.py holds it), so that statistics and drop paths over k rows an image are well defined.
 IMAGE_BY_IMAGE = ("efficientvit_msra", "levit", "mobilevit", "tnt")
 
 
@@ -61,7 +61,7 @@ def trial(model: nn.Module, name: str, classes: int, in_chans: int, sides: Seque
             than logits [rows, classes].
     """
     calls, rows, undo = _watch(model)
-    states = random.getstate(), np.random.get_state()[1].tolist()  # pyright: ignore[reportAttributeAccessIssue]
+    states = _generators()
     set_factors(model, torch.ones(len(named_joins(model)), ROWS, device="meta"))
     image = torch.empty(ROWS, in_chans, sides[0], sides[0], device="meta")
     try:
@@ -79,11 +79,15 @@ def trial(model: nn.Module, name: str, classes: int, in_chans: int, sides: Seque
     finally:
         undo()
         model.train()
-    now = random.getstate(), np.random.get_state()[1].tolist()  # pyright: ignore[reportAttributeAccessIssue]
-    if now != states:
+    if _generators() != states:
         raise UserError(f"model.name: {name} draws from a process-wide generator in its forward.")
     _mark_spreads(model, name, calls, rows)
     return _mark_unused(model, name, calls)
+
+
+def _generators() -> tuple[Any, ...]:
+    """The state of the generators of ``random`` and numpy, which a forward must leave as they are."""
+    return random.getstate(), str(np.random.get_state(legacy=False))
 
 
 def _check_logits(logits: Any, name: str, classes: int) -> None:
@@ -95,7 +99,7 @@ def _check_logits(logits: Any, name: str, classes: int) -> None:
         )
 
 
-def _watch(model: nn.Module) -> tuple[Counter, dict[int, int], Callable[[], None]]:
+def _watch(model: nn.Module) -> tuple[Counter[int], dict[int, int], Callable[[], None]]:
     """Count the calls of each norm and drop path, and the rows that they see."""
     calls: Counter[int] = Counter()
     rows: dict[int, int] = {}
@@ -120,8 +124,8 @@ def _watch(model: nn.Module) -> tuple[Counter, dict[int, int], Callable[[], None
     return calls, rows, undo
 
 
-def _mark_spreads(model: nn.Module, name: str, calls: Counter, rows: dict[int, int]) -> None:
-    file = type(model).__module__.rpartition(".")[2]
+def _mark_spreads(model: nn.Module, name: str, calls: Counter[int], rows: dict[int, int]) -> None:
+    files = {type(module).__module__.rpartition(".")[2] for module in model.modules()}
     for path, module in model.named_modules():
         if not isinstance(module, GroupedBatchNorm | DropPath) or not calls[id(module)]:
             continue
@@ -130,7 +134,7 @@ def _mark_spreads(model: nn.Module, name: str, calls: Counter, rows: dict[int, i
         if isinstance(module, DropPath) and not module.drops:
             continue
         spread, rest = divmod(rows[id(module)], ROWS)
-        if rest or (spread != 1 and file not in IMAGE_BY_IMAGE):
+        if rest or (spread != 1 and files.isdisjoint(IMAGE_BY_IMAGE)):
             kind = "normalises" if isinstance(module, GroupedBatchNorm) else "drops paths"
             raise UserError(
                 f"model.name: {name} {kind} over rows that are not those of the batch ({path}: {rows[id(module)]} of "
@@ -139,7 +143,7 @@ def _mark_spreads(model: nn.Module, name: str, calls: Counter, rows: dict[int, i
         module.spread = spread
 
 
-def _mark_unused(model: nn.Module, name: str, calls: Counter) -> list[str]:
+def _mark_unused(model: nn.Module, name: str, calls: Counter[int]) -> list[str]:
     for _, module in model.named_modules():
         if isinstance(module, GroupedBatchNorm) and not calls[id(module)]:
             module.frozen = True

@@ -54,22 +54,14 @@ def build_timm(mapping: Mapping[str, Any], seed: int, sides: Sequence[int] = ())
     """
     wish = _wish(mapping, tuple(sides))
     shown = PREFIX + wish.name
+    from .adopt import adopt  # imports timm
+    from .trial import copy_marks
+
     with torch.device("meta"):
         plan, options = _create(wish)
-    from .adopt import adopt
-    from .trial import copy_marks, trial
-
-    notices = adopt(plan, shown)
-    drops = any(join.drops for _, join in named_joins(plan))
-    if wish.rate and not drops:
-        raise UserError(_no_drop_path(wish))
-    if drops and not wish.rate:
-        raise UserError(f"model.drop_path.rate is 0, but {shown} drops paths at rates of its own.")
-    if sides:
-        try:
-            notices += trial(plan, shown, wish.classes, wish.in_chans, sides)
-        except (RuntimeError, AssertionError, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
-            raise UserError(_unfit(shown, sides, error)) from None
+        notices = adopt(plan, shown)
+        _check_drops(plan, wish)
+        notices += _tried(plan, wish)
     if torch.get_default_device().type == "meta":
         model = plan
     else:
@@ -77,8 +69,29 @@ def build_timm(mapping: Mapping[str, Any], seed: int, sides: Sequence[int] = ())
             model = _call(wish, options)
         adopt(model, shown)
         copy_marks(plan, model)
-    model.notices = notices  # pyright: ignore[reportAttributeAccessIssue]
+    model.notices = notices  # pyright: ignore[reportArgumentType]
     return model
+
+
+def _check_drops(model: nn.Module, wish: Wish) -> None:
+    drops = any(join.drops for _, join in named_joins(model))
+    if wish.rate and not drops:
+        raise UserError(_no_drop_path(wish))
+    if drops and not wish.rate:
+        raise UserError(f"model.drop_path.rate is 0, but {PREFIX}{wish.name} drops paths at rates of its own.")
+
+
+def _tried(model: nn.Module, wish: Wish) -> list[str]:
+    """A trial of the model where its images are known; what it wants to be told."""
+    from .trial import trial
+
+    if not wish.sides:
+        return []
+    shown = PREFIX + wish.name
+    try:
+        return trial(model, shown, wish.classes, wish.in_chans, wish.sides)
+    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
+        raise UserError(_unfit(shown, wish.sides, error)) from None
 
 
 def _wish(mapping: Mapping[str, Any], sides: tuple[int, ...]) -> Wish:
@@ -111,7 +124,8 @@ def _check_name(name: str) -> None:
         )
     tags = [full.partition(".")[2] for full in timm.list_pretrained(architecture)]
     if tag and tag not in tags:
-        offered = f"its tags are {', '.join(tags)}.{nearest(tag, tags)}" if tags else "it has no pretrained weights."
+        listed = ", ".join(tags[:12]) + (f" and {len(tags) - 12} more" if len(tags) > 12 else "")
+        offered = f"its tags are {listed}.{nearest(tag, tags)}" if tags else "it has no pretrained weights."
         raise UserError(f"model.name: timm/{architecture} has no weights tagged {tag!r}; {offered}")
 
 

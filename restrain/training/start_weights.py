@@ -1,0 +1,209 @@
+"""Weights that a run begins with (``model.init``): where they are, that they fit, and what the run's lock says of them.
+
+They are read once, at step 0 of a fresh run; from then on its checkpoints hold the weights. To go on from another run
+whole, with its optimizer and its step, is something else: ``restrain train NAME --from RUN``. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from restrain.errors import UserError, WorldError
+from restrain.models.build import build_model
+from restrain.models.weights import fit_weights, load_weights
+from restrain.models.zoo import PREFIX, is_timm
+from restrain.recipe import Recipe
+from restrain.run import checkpoint, lockfile
+from restrain.run.folder import RunFolder
+from restrain.run.manifest import MANIFEST, Damaged, digest, verify
+
+PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl")
+LOCKED = ("init", "init_sha256")  # what the lock's identity says of them
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where weights come from. ``what``: for a person; ``path``: what is read; ``sha256``: of its bytes."""
+
+    what: str
+    path: Path
+    sha256: str
+    read: Callable[[], dict[str, Tensor]]
+
+
+def find(recipe: Recipe) -> Source:
+    """The source that ``model.init`` names.
+
+    Raises:
+        UserError: there is none, or it is of a kind that is not read.
+        WorldError: it cannot be read, is damaged, or the network is away.
+    """
+    init = recipe.model.init
+    assert init is not None
+    if init.from_ == "timm":
+        return _of_timm(recipe)
+    path = Path(init.from_)
+    if path.is_dir():
+        return _of_run(path, init.ema)
+    if path.suffix in PICKLES:
+        raise UserError(
+            f"model.init.from: {path} is a pickle, which can run any code when it is read, so it is not. Convert it "
+            f'once, where you trust it: python -c "import torch, safetensors.torch as s; '
+            f"s.save_file({{k: v.contiguous() for k, v in torch.load('{path}', weights_only=True).items()}}, "
+            f"'{path.stem}.safetensors')\"."
+        )
+    if not path.exists():
+        raise UserError(
+            f"model.init.from: there is no {path}. It takes a .safetensors file, a run folder, one of its checkpoints "
+            f"(runs/.../checkpoints/step-N), or timm."
+        )
+    return _of_file(path, str(path))
+
+
+def _of_file(path: Path, what: str) -> Source:
+    def read() -> dict[str, Tensor]:
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise UserError(f"model.init.from: {path} is no whole safetensors file ({error}).") from None
+        except OSError as error:
+            raise WorldError(f"model.init.from: {path} cannot be read ({error.strerror}).") from None
+
+    try:
+        return Source(what, path.absolute(), digest(path)[1], read)
+    except (OSError, Damaged) as error:
+        raise WorldError(f"model.init.from: {error}.") from None
+
+
+def _of_run(path: Path, ema: bool) -> Source:
+    """A run's BEST, else its newest checkpoint; or the one that is named. Every byte of it is verified."""
+    at = path
+    if not (path / MANIFEST).is_file():
+        folder = path / "checkpoints"
+        if not folder.is_dir():
+            raise UserError(f"model.init.from: {path} is neither a run folder nor one of its checkpoints.")
+        found = checkpoint.pointed(folder, "BEST") or checkpoint.newest(folder).path
+        if found is None:
+            raise WorldError(f"model.init.from: {path} has no whole checkpoint.")
+        at = found
+    try:
+        verify(at)
+    except Damaged as error:
+        raise WorldError(f"model.init.from: {error}. Name another checkpoint of that run.") from None
+    with checkpoint.Reader(at) as reader:
+        averaged = ema and any(name.endswith("|ema") for name in reader.names())
+    kinds = ("ema",) if averaged else ("param", "buffer")
+
+    def read() -> dict[str, Tensor]:
+        with checkpoint.Reader(at) as reader:
+            names = [name for name in reader.names() if name.rpartition("|")[2] in kinds]
+            return {name.rpartition("|")[0]: reader.read(name) for name in names}
+
+    sha256 = hashlib.sha256((at / MANIFEST).read_bytes()).hexdigest()
+    return Source(f"{at} ({'EMA weights' if averaged else 'weights'})", at.absolute(), sha256, read)
+
+
+def _of_timm(recipe: Recipe) -> Source:
+    """timm's weights of the model, from its hub in the safetensors form, or from the cache of an earlier time."""
+    import timm
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    name = _timm_name(recipe)
+    entry = timm.get_pretrained_cfg(name)
+    if entry is None or not entry.hf_hub_id:
+        raise UserError(f"model.init.from: timm has no weights of {name}. Leave model.init out, or name a file.")
+    try:
+        path = hf_hub_download(entry.hf_hub_id, filename="model.safetensors", etag_timeout=10)
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise WorldError(
+            f"model.init.from: timm's weights {entry.hf_hub_id} are not in the cache and cannot be fetched "
+            f"({_reason(error)}). Fetch them where there is a network, or name a .safetensors file."
+        ) from None
+    return _of_file(Path(path).resolve(), f"timm's {entry.hf_hub_id}")
+
+
+def _reason(error: Exception) -> str:
+    said = " ".join(str(error.__cause__ or error).split())
+    return said[:120] or type(error).__name__
+
+
+def _timm_name(recipe: Recipe) -> str:
+    """timm's name of the recipe's model."""
+    model = recipe.model
+    if is_timm(model.name):
+        return model.name.removeprefix(PREFIX)
+    variant = (model.stem, model.downsample, model.blurpool)
+    suffix = {("basic", "conv", False): "", ("deep", "avgpool", False): "d"}.get(variant)
+    if suffix is None or not model.name.startswith("resnet"):
+        raise UserError(
+            f"model.init.from: timm has no weights for {model.name} with these options. It has them for resnet18 to "
+            f"resnet152, plain or with stem=deep and downsample=avgpool, and for its own models (timm/NAME)."
+        )
+    return model.name + suffix
+
+
+# ---------------------------------------------------------------------------------------------------- at a run's start
+
+
+def check(recipe: Recipe, folder: RunFolder, fork: Path | None, sides: tuple[int, ...]) -> None:
+    """Raises what :func:`begin` would, before a folder is made; nothing where the run has weights of its own."""
+    if recipe.model.init is None:
+        return
+    if fork is not None:
+        raise UserError(
+            f"--from {fork} goes on with that run's weights, optimizer and step, so model.init would do nothing. "
+            f"Set model.init=null, or leave --from out to begin at step 1 with the weights alone."
+        )
+    if folder.exists():
+        return
+    with torch.device("meta"):
+        model = build_model(recipe.model.model_dump(), sides=sides)
+    _fit(recipe, model, find(recipe))
+
+
+def identity(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
+    """What the run's lock says of them: what is there already, else the source and its SHA-256."""
+    if recipe.model.init is None:
+        return {}
+    text = folder.read_lock()
+    if text is not None:
+        return {key: value for key, value in lockfile.identity(text).items() if key in LOCKED}
+    source = find(recipe)
+    return {"init": str(source.path), "init_sha256": source.sha256}
+
+
+def begin(recipe: Recipe, model: nn.Module, folder: RunFolder) -> list[str]:
+    """Load the weights into ``model``; returns what to announce. On every rank: each reads the same bytes.
+
+    Raises:
+        WorldError: they are not those that the run's lock names: the source has changed since.
+    """
+    if recipe.model.init is None:
+        return []
+    source = find(recipe)
+    locked = lockfile.identity(folder.read_lock() or "").get("init_sha256")
+    if locked not in (None, source.sha256):
+        raise WorldError(
+            f"model.init.from: {source.path} has changed since this run was set up (SHA-256 {source.sha256[:12]}, the "
+            f"run's lock has {locked[:12]}). Restore it, or begin a new run."
+        )
+    fitted = _fit(recipe, model, source)
+    load_weights(model, fitted)
+    elements = sum(tensor.numel() for tensor in fitted.tensors.values())
+    return [f"begins with {source.what}: {len(fitted.tensors)} tensors, {elements:,} numbers", *fitted.notices]
+
+
+def _fit(recipe: Recipe, model: nn.Module, source: Source):
+    init = recipe.model.init
+    assert init is not None
+    return fit_weights(model, source.read(), source.what, reset_head="head" in init.reset, interpolate=init.interpolate)
