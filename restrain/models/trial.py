@@ -22,7 +22,7 @@ from .norm import GroupedBatchNorm
 from .residual import DropPath, named_joins, set_factors
 
 ROWS = 3
-# In models with parts of these files of timm's, tokens or patches of an image are folded into the rows of the batch, image by image
+# In models with parts of these files of timm's, tokens or patches are folded into the rows of the batch, image by image
 # (tests/models/test_zoo.py holds it), so that statistics and drop paths over k rows an image are well defined.
 IMAGE_BY_IMAGE = ("efficientvit_msra", "levit", "mobilevit", "tnt")
 

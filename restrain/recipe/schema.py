@@ -4,12 +4,13 @@ Closed and strict: an unknown key, a string where a number belongs or a missing 
 ``name`` are unions told apart by it. What depends on more than one section is in ``checks.py``.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
+from restrain.errors import nearest
 from restrain.recipe import checks
-from restrain.recipe.base import AsTuple, Auto, Length, Moment, NonNegative, Positive, PositiveFloat, Section
+from restrain.recipe.base import AsTuple, Auto, Length, Moment, NonNegative, Positive, PositiveFloat, Section, Span
 from restrain.recipe.schema_data import Data
 from restrain.recipe.schema_optim import CrossEntropy, Ema, Loss, Optimizer, Schedule
 from restrain.recipe.schema_run import Checkpoint, Evaluate, Expect, Parallel, Profile, Track
@@ -29,7 +30,16 @@ OwnModel = Literal[
 ]
 
 
-TimmModel = Annotated[str, Field(pattern=r"^timm/[A-Za-z0-9_.-]+$")]
+def _timm_name(value: Any) -> Any:
+    """A name that is none of ours is meant to be one of timm's, or misspelt: said before the pattern says less."""
+    if isinstance(value, str) and not value.startswith("timm/"):
+        ours = get_args(OwnModel)
+        meant = nearest(value, ours) or f" Did you mean 'timm/{value}'?"
+        raise ValueError(f"is no model of ours ({', '.join(ours)}); one of timm's is written timm/NAME.{meant}")
+    return value
+
+
+TimmModel = Annotated[str, Field(pattern=r"^timm/[A-Za-z0-9_.-]+$"), BeforeValidator(_timm_name)]
 
 
 class NoJoin(Section):
@@ -115,7 +125,9 @@ class Progressive(Section):
     """Images grow from `first` to `resolution.train` (FFCV; Howard 2018). An epoch has one size, that of its start."""
 
     first: Positive = Field(description="Side of a training image at the start.")
-    ramp: Annotated[tuple[Moment, Moment], AsTuple] = Field(description="When the side begins and ends to grow.")
+    ramp: Annotated[tuple[Span, Span], AsTuple] = Field(
+        description="When the side begins and ends to grow, in a straight line."
+    )
     multiple: Positive = Field(default=32, description="Sides are rounded to multiples of it.")
 
 

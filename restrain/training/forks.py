@@ -15,6 +15,7 @@ from restrain.optim.optimizers import state_slots
 from restrain.recipe import Recipe
 from restrain.run import checkpoint, lockfile
 from restrain.run.manifest import Damaged, verify
+from restrain.training.build import image_sides
 
 
 def fork_of(text: str, folder: Path) -> Path | None:
@@ -116,7 +117,7 @@ def check_allowed(recipe: Recipe, at: Path) -> None:
 def _misfit(recipe: Recipe, stored: dict[str, tuple[int, ...]]) -> str | None:
     """The first difference between what a checkpoint holds and what the recipe's model and optimizer need."""
     with torch.device("meta"):
-        model = build_model(recipe.model.model_dump())
+        model = build_model(recipe.model.model_dump(), sides=image_sides(recipe))
     wanted = {f"{name}|param": tuple(p.shape) for name, p in model.named_parameters()}
     for name, shape in wanted.items():
         plain = name.removesuffix("|param")
