@@ -60,7 +60,12 @@ def test_groups_partition_what_is_trained(told) -> None:
     assert "dry run" not in facts
 
 
-@pytest.mark.parametrize("name", [name for name in available() if not name.startswith(("finetune",))])
+QUICK = ("cifar10_plain20", "imagenet_resnet50_ffcv16", "imagenet_resnet50_rsb_a2", "digits_plain56")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in available()]
+)
 def test_every_shipped_recipe_without_its_data(name: str, told) -> None:
     code, facts, err = told(name, "--no-run")
     assert code == 0, err
@@ -93,7 +98,7 @@ def pictures(root: Path, classes: int) -> Path:
 
 OWN = [
     *("data.name=folder", "data.mean=[0.5, 0.5, 0.5]", "data.std=[0.2, 0.2, 0.2]", "model.in_chans=3"),
-    *("resolution.train=32", "resolution.eval=32", "batch.global=8", "batch.group=4"),
+    *("resolution.train=32", "resolution.eval=32", "resolution.eval_resize=32", "batch.global=8", "batch.group=4"),
     "data.augment=[{name: random_resized_crop}, {name: flip}]",
 ]
 
