@@ -25,6 +25,7 @@ from restrain.cli.runs import runs
 from restrain.cli.schema import schema
 from restrain.cli.show import show
 from restrain.cli.sweep import sweep
+from restrain.cli.sync import sync
 from restrain.cli.train import resume, train
 from restrain.cli.why import why
 from restrain.errors import RestrainError, UserError, nearest
@@ -78,6 +79,7 @@ app.command()(evaluate)
 app.command()(runs)
 app.command()(compare)
 app.command()(sweep)
+app.command()(sync)
 app.command()(recipes)
 app.command()(show)
 app.command()(why)

@@ -5,6 +5,7 @@ its defaults is valid again.
 """
 
 import itertools
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 DIGITS_CLASSES = 10
 DIGITS_SIDE = 8
+_PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")  # s3://user:password@host
 TOP5_ABOVE = 10  # classes; with fewer, five guesses say little
 
 
@@ -36,7 +38,19 @@ class Misfit(ValueError):
 
 def problems(recipe: "Recipe") -> Iterator[Problem]:
     """Everything in ``recipe`` that does not fit together."""
-    for check in (_batch, _model, _data, _resolution, _mix, _optimizer, _schedule, _parallel, _checkpoint, _expect):
+    for check in (
+        _secrets,
+        _batch,
+        _model,
+        _data,
+        _resolution,
+        _mix,
+        _optimizer,
+        _schedule,
+        _parallel,
+        _checkpoint,
+        _expect,
+    ):
         yield from check(recipe)
 
 
@@ -56,6 +70,22 @@ def show(value: Any) -> str:
     if isinstance(value, float):
         return repr(value).removesuffix(".0")
     return str(value)
+
+
+def _secrets(recipe: "Recipe") -> Iterator[Problem]:
+    """A recipe is written into the lock, run.json and the trackers: nothing secret may be in it."""
+    for key, text in _texts(recipe.model_dump(), ""):
+        if _PASSWORD.search(text):
+            told = "holds a user and a password; keep these in the environment, or in the storage's own configuration"
+            yield Problem(key, told)
+
+
+def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _texts(inner, f"{key}.{name}".lstrip("."))
 
 
 def _batch(recipe: "Recipe") -> Iterator[Problem]:

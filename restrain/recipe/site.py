@@ -20,7 +20,7 @@ from restrain.errors import UserError
 from restrain.recipe.base import AsTuple, Section
 from restrain.recipe.building import build
 from restrain.recipe.layers import name_of
-from restrain.recipe.nodes import Mapping, Node, Origin, read_file, relative
+from restrain.recipe.nodes import Mapping, Node, Origin, Scalar, read_file, relative
 
 
 class SiteWandb(Section):
@@ -89,10 +89,20 @@ def site_layer(top: Mapping, names: Sequence[str], merged: Mapping) -> Mapping:
         data = {"name": merged.entries["data"].entries["name"], "root": root}  # type: ignore[union-attr]
         entries["data"] = Mapping(data, root.origin, {"root": root.origin})
     wandb = top.entries.get("wandb")
-    if isinstance(wandb, Mapping) and "entity" in wandb.entries:
-        inner = Mapping({"entity": wandb.entries["entity"]}, wandb.origin, wandb.keys)
-        entries["track"] = Mapping({"wandb": inner}, wandb.origin)
+    if isinstance(wandb, Mapping):
+        # A place says how tracking is done there, never that it is done: that is the recipe's, or the command line's.
+        taken = {key: node for key, node in wandb.entries.items() if key != "mode" or _tracks(merged)}
+        if taken:
+            entries["track"] = Mapping({"wandb": Mapping(taken, wandb.origin, wandb.keys)}, wandb.origin)
     return Mapping(entries, top.origin)
+
+
+def _tracks(merged: Mapping) -> bool:
+    """Whether a recipe asks for wandb."""
+    node: Node | None = merged
+    for key in ("track", "wandb", "mode"):
+        node = node.entries.get(key) if isinstance(node, Mapping) else None
+    return isinstance(node, Scalar) and node.text != "disabled"
 
 
 def _root(roots: Node | None, names: Sequence[str], kind: str | None) -> Node | None:

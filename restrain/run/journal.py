@@ -194,14 +194,16 @@ def _after(raw: bytes, step: int) -> bool:
     return not isinstance(entry, dict) or entry.get("step", step) > step
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read(path: Path, end: int | None = None) -> list[dict[str, Any]]:
     """The lines of a journal as dicts, NaN and infinities as floats again; a torn last line is left out.
+
+    end: the bytes to read; None: all.
 
     Raises:
         WorldError: a line in the middle is not a JSON object; the file was damaged.
     """
     try:
-        content = Path(path).read_bytes()
+        content = Path(path).read_bytes()[:end]
     except FileNotFoundError:
         return []
     except OSError as error:

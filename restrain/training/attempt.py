@@ -20,7 +20,8 @@ from restrain.run import checkpoint
 from restrain.run.folder import RunFolder
 from restrain.run.journal import Journal
 from restrain.run.lease import Lease
-from restrain.run.mirrors import WandbMirror, new_run_id
+from restrain.run.mirrors import Mirror, TensorBoardMirror, WandbMirror, new_run_id
+from restrain.run.mirrors.wandb import wandb_options
 from restrain.training import build
 from restrain.training.border import Border
 from restrain.training.classify import Classify
@@ -129,33 +130,31 @@ class Attempt:
             Journal(self.folder.journal, guard=self.lease.check),
             Journal(self.folder.ledger, guard=self.lease.check),
             progress,
-            self.mirror(state, progress),
+            self.mirrors(state, progress),
             plan=plan,
             every=build.every(cadence, plan, total),
             seconds=cadence.seconds() if cadence.is_wall_clock else None,
             pixels=self.recipe.track.pixels,
         )
 
-    def mirror(self, state: RunState, progress: Progress) -> WandbMirror | None:
-        """The wandb mirror; its run's id is born in the run folder before the first line is sent."""
-        settings = self.recipe.track.wandb
-        if settings.mode == "disabled":
-            return None
+    def mirrors(self, state: RunState, progress: Progress) -> list[Mirror]:
+        """Where the journal is mirrored to."""
+        track, journal, warn = self.recipe.track, self.folder.journal, progress.notice
+        found: list[Mirror] = []
+        if track.tensorboard:
+            found.append(TensorBoardMirror(self.folder.path, backlog=journal, warn=warn))
+        if track.wandb.mode != "disabled":
+            run_id = self.wandb_id(state)
+            options = wandb_options(self.recipe, self.folder.path)
+            found.append(WandbMirror(self.folder.path, run_id, options, backlog=journal, warn=warn))
+        return found
+
+    def wandb_id(self, state: RunState) -> str:
+        """The id of wandb's run, which is born in the run folder before the first line is sent, and travels on."""
         run_id = self.folder.read_info().get("wandb_id") or state.tracker.get("id") or new_run_id()
         self.folder.update_info({"wandb_id": run_id})
-        return WandbMirror(
-            settings.mode,
-            self.folder.path,
-            run_id,
-            self.recipe.model_dump(mode="json"),
-            project=settings.project,
-            entity=settings.entity,
-            name=settings.name or self.folder.path.name,
-            tags=list(settings.tags),
-            last_sent=state.tracker.get("last_sent", -1),
-            backlog=self.folder.journal,
-            warn=progress.notice,
-        )
+        state.tracker = {"id": run_id}
+        return run_id
 
     def evaluator(
         self, task: Classify, state: RunState, progress: Progress

@@ -79,6 +79,8 @@ class Border:
         self.last_save = time.monotonic()
         self.asked_to_save = False
         self.looked = False
+        self.saves: dict[int, bool] = {}  # step -> whether it is the best
+        self.vouched: int | None = None
 
     # ------------------------------------------------------------------------------------------------ asked in a step
 
@@ -114,6 +116,7 @@ class Border:
         """After each step; True: the run leaves here. Called once where no step was left to train."""
         step = self.state.step
         self.writer.poll()
+        self.vouch()
         if not self.looked:  # a library that puts its own handlers in place has done so by now
             self.looked = True
             if not signals.installed():
@@ -247,7 +250,7 @@ class Border:
             assert self.lease is not None
             self.lease.check()
             self.recorder.sync()
-            state.tracker = self.recorder.tracker()
+        self.saves[state.step] = best
         self.writer.save(state.step, state.tensors(self.rank), state.scalars(), best=best)
         self.saved_at, self.last_save, self.asked_to_save = state.step, time.monotonic(), False
 
@@ -256,8 +259,19 @@ class Border:
         if self.displaced and self.lease is not None:
             self.lease.check()
         self.writer.wait()
+        self.vouch()
         if self.profile is not None:
             self.profile.close()
+
+    def vouch(self) -> None:
+        """Tell the mirrors of a checkpoint that was committed since the last look."""
+        step = self.writer.committed
+        if step is None or step == self.vouched:
+            return
+        self.vouched = step
+        best = self.saves.pop(step, False)
+        if self.recorder is not None:
+            self.recorder.durable(step, self.writer.folder / f"step-{step}", best)
 
     def close(self, sound: bool) -> None:
         """Stop writing. ``sound``: false when an error is being told already, which no other one may replace."""

@@ -19,9 +19,9 @@ from restrain.insight import machine
 from restrain.insight.progress import Progress
 from restrain.parallel import distributed
 from restrain.parallel.world import World
-from restrain.recipe import Recipe, Resolved, is_placement, leaves, to_yaml
-from restrain.recipe.checks import show
+from restrain.recipe import Recipe, Resolved, is_placement, leaves, load, to_yaml
 from restrain.recipe.verdict import judge
+from restrain.recipe.writing import flow
 from restrain.run import checkpoint, journal
 from restrain.run.folder import RunFolder
 from restrain.run.lease import Lease
@@ -137,8 +137,11 @@ def _changes(folder: RunFolder, resolved: Resolved, opened: Opening) -> list[str
     known = folder.read_info().get("changes")
     if known is None:
         typed = [key for key, origin in resolved.origins.items() if origin.layer == "command line"]
-        values = leaves(resolved.recipe)
-        return [f"{key}={show(values[key])}" for key in typed if not is_placement(key)]
+        if not typed:
+            return []
+        values, before = leaves(resolved.recipe), leaves(load(str(resolved.path)).recipe)
+        changed = [key for key in typed if not is_placement(key) and values[key] != before.get(key)]
+        return [f"{key}={flow(values[key])}" for key in changed]
     changes = dict(one.partition("=")[::2] for one in known)
     changes |= {i["key"]: i["now"] for i in opened.interventions if i["kind"] == "allow"}
     return [f"{key}={value}" for key, value in changes.items()]

@@ -1,18 +1,18 @@
-"""What a run writes down of each step: ledger and journal lines, the mirror, the progress bar. Rank 0 alone has one."""
+"""What a run writes down of each step: ledger and journal lines, mirrors, the progress bar. Only rank 0 has one."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from restrain.data.order import Plan
 from restrain.errors import WorldError
 from restrain.insight.progress import Progress
 from restrain.run import ledger
 from restrain.run.journal import Journal
-from restrain.run.mirrors import WandbMirror
+from restrain.run.mirrors import Mirror
 from restrain.run.numbers import number
 from restrain.training.vector import Reading
 
@@ -32,14 +32,14 @@ class Recorder:
         journal: Journal,
         ledger_file: Journal,
         progress: Progress,
-        mirror: WandbMirror | None,
+        mirrors: Sequence[Mirror],
         *,
         plan: Plan,
         every: Callable[[int], bool],
         seconds: float | None = None,
         pixels: bool = False,
     ):
-        self.journal, self.ledger_file, self.progress, self.mirror = journal, ledger_file, progress, mirror
+        self.journal, self.ledger_file, self.progress, self.mirrors = journal, ledger_file, progress, mirrors
         self.plan, self.every, self.seconds, self.pixels = plan, every, seconds, pixels
         self.skipped = 0
         self.last = self.last_line = time.perf_counter()
@@ -84,8 +84,8 @@ class Recorder:
         elif not self.due(step):
             return
         self.journal.write(line)
-        if self.mirror is not None:
-            self.mirror.log(line)
+        for mirror in self.mirrors:
+            mirror.log(step, line)
 
     def due(self, step: int) -> bool:
         if self.seconds is None:
@@ -104,12 +104,13 @@ class Recorder:
     def close(self, keep_errors: bool = False) -> None:
         """Write what is left and stop. ``keep_errors``: another error is being told; do not replace it."""
         self.progress.close()
-        if self.mirror is not None:
-            self.mirror.close(exit_code=int(keep_errors))
+        for mirror in self.mirrors:
+            mirror.close(exit_code=int(keep_errors))
         for file in (self.ledger_file, self.journal):
             with contextlib.suppress(*([WorldError] if keep_errors else [])):
                 file.close()
 
-    def tracker(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the mirror."""
-        return {} if self.mirror is None else {"id": self.mirror.run_id, "last_sent": self.mirror.last_sent}
+    def durable(self, step: int, checkpoint: Path, best: bool) -> None:
+        """A checkpoint of ``step`` was committed."""
+        for mirror in self.mirrors:
+            mirror.durable(step, checkpoint, best)

@@ -101,3 +101,26 @@ def test_recipes_made_in_python_are_checked_too(minimal: str) -> None:
         Recipe.model_validate(values)
     with pytest.raises(ValidationError, match="frozen"):
         load(minimal).recipe.seed = 1
+
+
+def test_a_password_in_an_address_is_refused_and_not_repeated() -> None:
+    with pytest.raises(UserError) as error:
+        load("imagenet_resnet50", ["data.root=s3://me:hunter2@bucket/imagenet"])
+    assert "data.root holds a user and a password" in str(error.value)
+    assert "hunter2" not in str(error.value)
+
+
+TRIPWIRES = {
+    "{at: 1ep, metric: eval/f1, min: 1}": "expect.at[0].metric = eval/f1 is not measured; train/loss, train/top1, "
+    "train/grad_norm, eval/loss, eval/top1 are",
+    "{at: 1ep, metric: eval/top1}": "expect.at[0] has no bound: give min, max or both",
+    "{at: 1ep, metric: eval/top1, min: 3, max: 2}": "expect.at[0].min = 3 is above max = 2",
+    "{at: 99ep, metric: eval/top1, min: 3}": "expect.at[0].at = 99ep is never reached: length = 20ep",
+}
+
+
+@pytest.mark.parametrize("wire", TRIPWIRES)
+def test_tripwires_that_make_no_sense(wire: str) -> None:
+    with pytest.raises(UserError) as error:
+        load("digits_resnet20", [f"expect.at=[{wire}]"])
+    assert TRIPWIRES[wire] in str(error.value)

@@ -1,4 +1,4 @@
-"""The wandb mirror: steps never go down, nothing blocks, nothing fails the run."""
+"""The mirrors: steps never go down, nothing blocks, nothing fails a run; and what the real client sends to a server."""
 
 import os
 import subprocess
@@ -9,7 +9,16 @@ import types
 
 import pytest
 
-from restrain.run.mirrors import WandbMirror, new_run_id
+from restrain.errors import UserError
+from restrain.run import sending
+from restrain.run.mirrors import WandbMirror, WandbOptions, new_run_id
+from restrain.run.mirrors.wandb_files import history, payloads, segments
+from tests import worlds
+
+from .wandb_server import serving
+
+OFFLINE = WandbOptions("offline", project="p")
+ONLINE = WandbOptions("online", project="p")
 
 
 class FakeWandb(types.ModuleType):
@@ -19,9 +28,13 @@ class FakeWandb(types.ModuleType):
         super().__init__("wandb")
         self.sent, self.inits, self.finished = [], [], []
         self.fail_at, self.hang, self.init_error = fail_at, hang, init_error
+        self.resumed, self.starting_step, self.url = False, 0, None
 
     def Settings(self, **kwargs):
         return kwargs
+
+    def setup(self, settings):
+        pass
 
     def init(self, **kwargs):
         if self.init_error:
@@ -45,6 +58,8 @@ class FakeWandb(types.ModuleType):
 
 @pytest.fixture
 def fake(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+
     def make(**options):
         module = FakeWandb(**options)
         monkeypatch.setitem(sys.modules, "wandb", module)
@@ -55,50 +70,46 @@ def fake(monkeypatch):
 
 def send(mirror, steps):
     for step in steps:
-        mirror.log({"step": step, "train/loss": 1.0 / (step + 1)})
+        mirror.log(step, {"step": step, "train/loss": 1.0 / (step + 1)})
 
 
-def test_steps_never_go_down_over_kills_and_restarts(tmp_path, fake):
-    wandb, run_id, warnings = fake(), new_run_id(), []
-    first = WandbMirror("offline", tmp_path, run_id, {"lr": 0.1}, project="p", tags=["a"], warn=warnings.append)
-    send(first, range(10))
-    first.log({"step": 5})
-    deadline = time.monotonic() + 10
-    while first.last_sent < 9:  # and then it is killed: no close, and the checkpoint is that of step 4
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    second = WandbMirror("offline", tmp_path, run_id, last_sent=4, warn=warnings.append)
-    send(second, range(5, 13))
-    second.close(exit_code=75)
-    third = WandbMirror("online", tmp_path, run_id, last_sent=20, warn=warnings.append)
-    send(third, range(18, 23))
-    third.close()
-    first.close()
-    steps = [step for step, _ in wandb.sent]
-    assert steps == [*range(13), 21, 22]
-    assert wandb.sent[3] == (3, {"train/loss": 0.25})
-    assert {init["id"] for init in wandb.inits} == {run_id}
-    assert [init["resume"] for init in wandb.inits] == [None, None, "allow"]
-    assert [init["mode"] for init in wandb.inits] == ["offline", "offline", "online"]
-    assert wandb.inits[0]["config"] == {"lr": 0.1}
-    assert wandb.finished == [75, 0, 0]
-    assert warnings == []
-    assert (third.last_sent, third.active) == (22, False)
-
-
-def test_another_run_id_begins_anew(tmp_path, fake):
+def test_offline_a_line_waits_for_its_checkpoint(tmp_path, fake):
     wandb = fake()
-    for _ in range(2):
-        mirror = WandbMirror("offline", tmp_path, new_run_id())
-        send(mirror, range(3))
-        mirror.close()
-    assert [step for step, _ in wandb.sent] == [0, 1, 2, 0, 1, 2]
+    mirror = WandbMirror(tmp_path, new_run_id(), OFFLINE)
+    send(mirror, range(10))
+    mirror.durable(6)
+    send(mirror, range(10, 12))
+    mirror.close(exit_code=1)
+    assert [step for step, _ in wandb.sent] == list(range(7))
+    assert wandb.sent[3] == (3, {"train/loss": 0.25})
+    assert wandb.finished == [1]
+
+
+def test_online_lines_are_live_and_the_server_says_where_to_go_on(tmp_path, fake):
+    wandb = fake()
+    wandb.resumed, wandb.starting_step = True, 5
+    mirror = WandbMirror(tmp_path, "id", ONLINE)
+    send(mirror, range(3, 9))
+    mirror.close()
+    assert [step for step, _ in wandb.sent] == [5, 6, 7, 8]
+    assert wandb.inits[0]["resume"] == "allow"
+
+
+def test_the_backlog_is_what_stood_in_the_journal_at_the_start(tmp_path, fake):
+    wandb, journal = fake(), tmp_path / "metrics.jsonl"
+    journal.write_text('{"step": 1, "train/loss": "NaN"}\n{"step": 2, "train/loss": 1.0}\n')
+    mirror = WandbMirror(tmp_path, "id", OFFLINE, backlog=journal)
+    with journal.open("a") as file:
+        file.write('{"step": 3, "train/loss": 1.0}\n')  # of this start: no checkpoint vouches for it
+    mirror.close()
+    assert [step for step, _ in wandb.sent] == [1, 2]
+    assert wandb.sent[0][1]["train/loss"] != wandb.sent[0][1]["train/loss"]
 
 
 @pytest.mark.parametrize("options", [{"fail_at": 3}, {"init_error": ValueError("bad key")}])
 def test_a_failure_is_one_warning(tmp_path, fake, options):
     wandb, warnings = fake(**options), []
-    mirror = WandbMirror("online", tmp_path, "id", warn=warnings.append)
+    mirror = WandbMirror(tmp_path, "id", ONLINE, warn=warnings.append)
     send(mirror, range(6))
     mirror.close()
     send(mirror, range(6, 9))
@@ -109,36 +120,33 @@ def test_a_failure_is_one_warning(tmp_path, fake, options):
     assert not mirror.active
 
 
+def test_without_a_key_nothing_is_asked_at_a_terminal(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    warnings: list[str] = []
+    WandbMirror(tmp_path, "id", ONLINE, warn=warnings.append).close()
+    assert "there is no API key: set WANDB_API_KEY or run `wandb login`" in warnings[0]
+
+
 def test_a_folder_that_cannot_be_made_is_a_failure_too(tmp_path, fake, capsys):
     fake()
     (tmp_path / "wandb").write_text("a file")
-    mirror = WandbMirror("offline", tmp_path, "id")
-    mirror.close()
+    WandbMirror(tmp_path, "id", OFFLINE).close()
     assert "switched off" in capsys.readouterr().err
 
 
 def test_a_hanging_client_blocks_nothing(tmp_path, fake, monkeypatch):
     hang, warnings = threading.Event(), []
     fake(hang=hang)
-    monkeypatch.setattr("restrain.run.mirrors.MOST_WAITING", 500)
-    mirror = WandbMirror("online", tmp_path, "id", warn=warnings.append)
+    monkeypatch.setattr("restrain.run.mirrors.base.MOST_WAITING", 500)
+    mirror = WandbMirror(tmp_path, "id", ONLINE, warn=warnings.append)
     begin = time.monotonic()
     send(mirror, range(1000))
     mirror.close(timeout=0.1)
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 5
     assert len(warnings) == 1
     assert "500 lines" in warnings[0]
     hang.set()
-
-
-def test_disabled_imports_nothing(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    mirror = WandbMirror("disabled", tmp_path, "id")
-    send(mirror, range(3))
-    mirror.close()
-    assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ValueError):
-        WandbMirror("dryrun", tmp_path, "id")
 
 
 def test_ids():
@@ -149,13 +157,14 @@ def test_ids():
 
 PROGRAM = """
 import signal, sys, time
-from restrain.run.mirrors import WandbMirror
+from pathlib import Path
+from restrain.run.mirrors import WandbMirror, WandbOptions
 handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
 mode, folder, run_id, start, timeout = sys.argv[1:]
-mirror = WandbMirror(mode, folder, run_id, {"lr": 0.1}, project="p")
+mirror = WandbMirror(Path(folder), run_id, WandbOptions(mode, project="p", config={"lr": 0.1}, finish_timeout=1))
 for step in range(int(start), int(start) + 5):
-    mirror.log({"step": step, "train/loss": 1.0})
-begin = time.monotonic()
+    mirror.log(step, {"step": step, "train/loss": 1.0})
+mirror.durable(10**9)
 mirror.close(timeout=float(timeout))
 assert handlers == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
 print(mirror.last_sent, flush=True)
@@ -173,9 +182,14 @@ def test_the_real_client_offline_twice(tmp_path):
         result = program("offline", tmp_path, "abcd1234", start, 60)
         assert result.returncode == 0, result.stderr
         assert (result.stdout.strip(), result.stderr) == (str(last), "")
-    runs = sorted((tmp_path / "wandb").glob("offline-run-*-abcd1234"))
-    assert 1 <= len(runs) <= 2  # wandb names them by the second
-    assert all((run / "run-abcd1234.wandb").stat().st_size > 100 for run in runs)
+        time.sleep(1.1)  # wandb names its folders by the second
+    files = segments(tmp_path / "wandb", "abcd1234")
+    assert [[step for step, _ in history(path)] for path in files] == [[0, 1, 2, 3, 4], [5, 6, 7]]
+    content = files[0].read_bytes()
+    files[0].write_bytes(content[:-3])  # torn by a kill
+    assert len(list(payloads(files[0]))) > 0
+    files[0].write_bytes(b"not wandb's")
+    assert list(payloads(files[0])) == []
 
 
 def test_the_real_client_without_a_network_lets_go(tmp_path):
@@ -185,4 +199,50 @@ def test_the_real_client_without_a_network_lets_go(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "switched off" in result.stderr
     assert "Traceback" not in result.stderr
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 30
+
+
+SYNC = "import sys; from restrain.cli.main import main; main(['sync', *sys.argv[1:]])"
+
+
+def sync(run, **environment):
+    env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")} | environment
+    return subprocess.run([sys.executable, "-c", SYNC, str(run)], capture_output=True, text=True, timeout=120, env=env)
+
+
+def test_sync_sends_each_step_once(tmp_path):
+    """By the real client, to a server that speaks its protocol: half of the run, then the rest, then nothing."""
+    run = tmp_path / "run"
+    assert worlds.train(run, ["length=6st", "checkpoint.every=2st", "evaluate.every=6st"]).codes == [0]
+    whole = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text("".join(whole.splitlines(keepends=True)[:4]))
+    with serving() as server:
+        key = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": server.url}
+        first = sync(run, **key)
+        assert first.returncode == 0, first.stderr
+        assert "sent 4 steps up to step 4" in first.stdout
+        (run / "metrics.jsonl").write_text(whole)
+        assert "sent 2 steps up to step 6" in sync(run, **key).stdout
+        assert "sent nothing new (step 6)" in sync(run, **key).stdout
+        (run_id,) = server.buckets
+        assert [line["_step"] for line in server.lines(run_id)] == [1, 2, 3, 4, 5, 6]
+        assert server.lines(run_id)[-1]["eval/count"] == 360
+        server.authorised = False
+        refused = sync(run, **key)
+    assert refused.returncode == 1
+    assert "could not be sent: " in refused.stderr
+    assert "permission denied" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+def test_sync_says_what_it_lacks(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="is not a run folder"):
+        sending.send(tmp_path)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "recipe.lock.yaml").write_text("")
+    with pytest.raises(UserError, match="no API key"):
+        sending.send(tmp_path)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    with pytest.raises(UserError, match="nothing to send yet"):
+        sending.send(tmp_path)
