@@ -34,7 +34,7 @@ from torch import nn
 from restrain import draws
 from restrain.data.batches import MicroBatch, StepBatch
 from restrain.data.order import Plan
-from restrain.insight.progress import Progress
+from restrain.insight.progress import Length, Progress
 from restrain.models.build import build_model
 from restrain.models.norm import set_group
 from restrain.optim.optimizers import build_optimizer
@@ -187,12 +187,14 @@ def restrain_run(loader: Steps, recipe: Recipe, plan: Plan, path: Path) -> None:
         segments = [{"from_step": 0, "epoch": 0, "position": 0, "batch": plan.batch, "group": plan.group}]
         state = RunState(task.model, optimizer, segments=segments)
         console = Console(file=terminal, force_terminal=True, width=120)
-        progress = Progress(total, 0, total / plan.steps_per_epoch, BATCH, console=console, plain=False)
+        progress = Progress(
+            Length(total, 0, total / plan.steps_per_epoch, plan.steps_per_epoch, BATCH), console=console, plain=False
+        )
         recorder = Recorder(
             Journal(folder.journal, guard=lease.check),
             Journal(folder.ledger, guard=lease.check),
             progress,
-            None,
+            [],
             plan=plan,
             every=build.every(recipe.track.every, plan, total),
         )

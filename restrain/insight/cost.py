@@ -6,7 +6,9 @@ import copy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from restrain.errors import UserError
@@ -51,13 +53,13 @@ def weightless(model: nn.Module) -> nn.Module:
     return twin
 
 
-def saved_bytes(model: nn.Module, images: torch.Tensor) -> int:
+def saved_bytes(model: nn.Module, images: torch.Tensor, *others: Any) -> int:
     """Bytes that a forward pass in training keeps for its backward pass, the weights and ``images`` apart.
 
     The estimate of a step's activations: what autograd saves, each storage once. It leaves out what lives only inside
     an operation, the gradients of activations, and what the allocator loses. Of a block with ``remat`` it is the
     input, and of the largest such block everything once more, while it is recomputed. On the meta device nothing is
-    allocated: there ``images`` [B, C, H, W] has only a size.
+    allocated: there ``images`` [B, C, H, W] has only a size. ``others``: further inputs, such as a block may take.
     """
     known = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers(), images)}
     held: dict[int, torch.Tensor] = {}
@@ -70,20 +72,37 @@ def saved_bytes(model: nn.Module, images: torch.Tensor) -> int:
 
     def entering(block: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         for argument in arguments:
-            pack(argument)
+            if isinstance(argument, torch.Tensor):
+                pack(argument)
         inside.append(arguments)
 
     again = [block for _, block in residual_blocks(model) if block.remat]
     hooks = [block.register_forward_pre_hook(entering) for block in again]
     try:
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            out = model(images)
+        hooked = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with torch.enable_grad(), _FusedAttention(), hooked:
+            out = model(images, *others)
     finally:
         for hook in hooks:
             hook.remove()
     total = sum(tensor.untyped_storage().nbytes() for tensor in held.values())
     del out
     return total + max(map(_recomputed, again, inside), default=0)
+
+
+class _FusedAttention(TorchFunctionMode):
+    """On the meta device attention would be taken apart, and its matrix kept, which no fused kernel does."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention and len(args) == 3 and args[0].is_meta and args[0].dim() == 4:
+            asked = {
+                name for name, value in kwargs.items() if value is not None and value is not False and value != 0.0
+            }
+            if asked <= {"scale"}:
+                fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+                return fused(*args, scale=kwargs.get("scale"))[0]
+        return func(*args, **kwargs)
 
 
 def _recomputed(block: ResidualBlock, arguments: tuple[torch.Tensor, ...]) -> int:

@@ -1,5 +1,7 @@
 """The progress display: a bar on a terminal, a plain line every ten seconds elsewhere.
 
+On a terminal the bar stands above two lines, which drop their last parts where it is narrow: what matters is first.
+
 :meth:`Progress.update` stores numbers and returns; drawing happens in the bar's own thread, four times a second.
 """
 
@@ -17,9 +19,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from restrain.insight.throughput import Throughput
+
 PLAIN_EVERY = 10.0  # seconds
 REFRESH = 4  # a second
 WINDOW = 30.0  # seconds over which the speed is measured
+SETTLED = 5.0  # seconds after which a speed says something
 
 
 @dataclass
@@ -34,6 +39,18 @@ class _Now:
     phase: str = ""
 
 
+@dataclass(frozen=True)
+class Length:
+    """``steps`` of a run, of which ``start`` are done; ``epochs`` to be shown; ``epoch`` steps each; ``batch`` images
+    a step."""
+
+    steps: int
+    start: int = 0
+    epochs: float | None = None
+    epoch: int | None = None
+    batch: int = 1
+
+
 def duration(seconds: float) -> str:
     """``1:02:03`` or ``2:03``."""
     minutes, rest = divmod(round(seconds), 60)
@@ -41,35 +58,43 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def fitted(parts: list[str], width: int) -> str:
+    """As many of the parts, from the first, as a line of that width holds."""
+    line = ""
+    for part in parts:
+        longer = f"{line}  {part}" if line else part
+        if len(longer) > width:
+            break
+        line = longer
+    return line
+
+
 class Progress:
     """Progress of one run; silent on ranks other than 0.
 
     Args:
-        steps: optimizer steps of the whole run.
-        start: steps done already.
-        epochs: epochs of the whole run, to be shown.
-        batch: images a step, for images a second.
+        length: of the run.
         rank: this process's.
+        throughput: FLOP/s and memory, shown from some seconds on.
         console: where to draw; None: standard error.
         plain: lines instead of a bar; None: when the console is no terminal.
     """
 
     def __init__(
         self,
-        steps: int,
-        start: int = 0,
-        epochs: float | None = None,
-        batch: int = 1,
+        length: Length,
         rank: int = 0,
+        throughput: Throughput | None = None,
         console: Console | None = None,
         plain: bool | None = None,
     ):
-        self.steps, self.epochs, self.batch, self.quiet = steps, epochs, batch, rank != 0
+        self.length, self.throughput, self.quiet = length, throughput, rank != 0
         self._console = console or Console(file=sys.stderr)
         self._plain = not self._console.is_terminal if plain is None else plain
-        self._now = _Now(start)
-        self._evaluation: str | None = None
-        self._samples: deque[tuple[float, int]] = deque([(time.monotonic(), start)])
+        self._now = _Now(length.start)
+        self._evaluation, self._best = "", ""
+        self._samples: deque[tuple[float, int]] = deque([(time.monotonic(), length.start)])
+        self._begin = time.monotonic()
         self._due = time.monotonic() + PLAIN_EVERY
         self._live: Live | None = None
 
@@ -125,9 +150,9 @@ class Progress:
         if self._plain and time.monotonic() >= self._due:
             self._print_line()
 
-    def evaluated(self, text: str) -> None:
-        """Show the result of the last evaluation, such as ``98.9 % top-1``, from now on."""
-        self._evaluation = text
+    def evaluated(self, text: str, last: str = "", best: str = "") -> None:
+        """Say the result of an evaluation, and show it from now on: ``last`` (default: the text), and the ``best``."""
+        self._evaluation, self._best = last or text, best
         now = self._now
         self._now = _Now(now.step, now.epoch, now.loss, now.accuracy, now.wait)
         self.notice(f"step {self._now.step}: {text}")
@@ -151,9 +176,15 @@ class Progress:
 
     def line(self) -> str:
         """The state as one line of text."""
-        now, speed = self._now, self.speed()
-        whole = f"/{math.ceil(self.epochs - 1e-9)}" if self.epochs is not None else ""  # 4.5: the fifth is cut short
-        parts = [f"epoch {now.epoch + 1}{whole}", f"step {now.step}/{self.steps}"]
+        return "  ".join([*self._training(), *self._rest()])
+
+    def _training(self) -> list[str]:
+        """Where training is, what matters most first."""
+        now, length, speed = self._now, self.length, self.speed()
+        whole = (
+            f"/{math.ceil(length.epochs - 1e-9)}" if length.epochs is not None else ""
+        )  # 4.5: the fifth is cut short
+        parts = [f"epoch {now.epoch + 1}{whole}", f"step {now.step}/{length.steps}"]
         if now.phase:
             parts.append(now.phase)
         if now.loss is not None:
@@ -161,19 +192,30 @@ class Progress:
         if now.accuracy is not None:
             parts.append(f"top-1 {now.accuracy:.1f} %")
         if speed > 0:
-            parts.append(f"{speed * self.batch:.0f} images/s")
+            parts.append(f"{speed * length.batch:.0f} images/s")
         if now.wait is not None:
             parts.append(f"data wait {100 * now.wait:.0f} %")
-        if speed > 0 and now.step < self.steps:
-            parts.append(f"{duration((self.steps - now.step) / speed)} left")
-        if self._evaluation is not None:
-            parts.append(f"last evaluation {self._evaluation}")
-        return "  ".join(parts)
+        if speed > 0 and now.step < length.steps:
+            parts.append(f"{duration((length.steps - now.step) / speed)} left")
+            if length.epoch is not None and (length.epochs or 0) > 1:
+                parts.append(f"{duration((length.epoch - now.step % length.epoch) / speed)} of the epoch")
+        return parts
+
+    def _rest(self) -> list[str]:
+        """Results, and what the device does."""
+        parts = [f"last evaluation {self._evaluation}"] if self._evaluation else []
+        if self._best:
+            parts.append(f"best {self._best}")
+        if self.throughput is not None and time.monotonic() - self._begin > SETTLED:
+            parts += [self.throughput.told(self.speed() * self.length.batch), self.throughput.memory()]
+        return [part for part in parts if part]
 
     def _render(self) -> Group:
         grid = Table.grid(expand=True)
-        grid.add_row(ProgressBar(total=max(self.steps, 1), completed=self._now.step))
-        return Group(grid, Text(self.line(), overflow="ellipsis", no_wrap=False))
+        grid.add_row(ProgressBar(total=max(self.length.steps, 1), completed=self._now.step))
+        width = self._console.width
+        lines = [fitted(self._training(), width), fitted(self._rest(), width)]
+        return Group(grid, *(Text(line, no_wrap=True, overflow="crop") for line in lines if line))
 
     def _print_line(self) -> None:
         self._due = time.monotonic() + PLAIN_EVERY

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from restrain.data.order import Plan
+from restrain.insight.cost import forward_macs
 from restrain.insight.profile import Profile
-from restrain.insight.progress import Progress
+from restrain.insight.progress import Length, Progress
+from restrain.insight.throughput import Hardware, Throughput
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.recipe.checks import show
@@ -95,6 +97,15 @@ class Attempt:
         new = {"from_step": state.step, "epoch": epoch, "position": position, "batch": batch, "group": group}
         state.segments = [*state.segments, new]
         return build.build_plan(self.recipe, self.data, state.segments)
+
+    def progress(self, task: Classify, state: RunState, plan: Plan, total: int) -> Progress:
+        """The bar, or the lines, of this start."""
+        recipe, size = self.recipe, self.data.train_pipeline.size
+        epoch = plan.steps_per_epoch
+        length = Length(total, state.step, -(-total // epoch), epoch, recipe.batch.global_)
+        hardware = Hardware.of(self.device, self.world.size, recipe.precision)
+        throughput = Throughput(hardware, lambda: forward_macs(task.model, recipe.model.in_chans, size, size))
+        return Progress(length, self.world.rank, throughput)
 
     # ------------------------------------------------------------------------------------------ parts of the run folder
 

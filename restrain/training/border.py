@@ -226,10 +226,20 @@ class Border:
         state.evaluated_at, state.held = state.step, None
         if self.recorder is not None:
             self.recorder.write(state.step, line or f'{{"step": {state.step}}}', metrics)
+        best = self.is_best(metrics)
+        if self.recorder is not None:
             shown = ", ".join(f"{name} {value:.6g}" for name, value in metrics.items())
-            self.recorder.progress.evaluated(shown)
+            self.recorder.progress.evaluated(shown, *self.in_short(metrics))
         self.trip(state.step, metrics)
-        return self.is_best(metrics)
+        return best
+
+    def in_short(self, metrics: dict[str, float]) -> tuple[str, str]:
+        """(last, best) for the bar: of the metric that chooses BEST."""
+        metric, best = self.cadence.best, self.state.best
+        if metric is None or best is None:
+            return "", ""
+        name = metric.removeprefix("eval/")
+        return f"{name} {metrics[metric]:.4g}", f"{name} {best['value']:.4g} at step {best['step']}"
 
     def is_best(self, metrics: dict[str, float]) -> bool:
         metric = self.cadence.best

@@ -57,7 +57,7 @@ def evaluate(
             five = logits.shape[-1] > 10
             sums += _sums(task, logits, labels, valid, 5 if five else 1)
             if progress is not None:
-                progress.evaluating(number * len(labels) * world, len(batches) * len(labels) * world)
+                progress.evaluating(min(number * len(labels) * world, batches.samples), batches.samples)
     finally:
         batches.close()
         model.train()

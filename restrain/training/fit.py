@@ -16,7 +16,6 @@ import torch
 from restrain.data.progress import console_reporter
 from restrain.errors import RestrainError
 from restrain.insight import machine
-from restrain.insight.progress import Progress
 from restrain.parallel import distributed
 from restrain.parallel.world import World
 from restrain.recipe import Recipe, Resolved, is_placement, leaves, load, to_yaml
@@ -173,7 +172,7 @@ def _train(attempt: Attempt, say: Callable[[str], None]) -> Result:
         facts = machine.circumstances(attempt.where.as_dict(), world.size)
         folder.update_info(facts | {"state": "running", "total": total, "failed_because": None})
 
-    progress = Progress(total, state.step, -(-total // plan.steps_per_epoch), recipe.batch.global_, world.rank)
+    progress = attempt.progress(task, state, plan, total)
     border = attempt.border(task, state, plan, total, progress)
     settings = StepSettings(
         seed=recipe.seed,

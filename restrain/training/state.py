@@ -26,9 +26,10 @@ VERSION = 1
 class RunState:
     """The state of a run after ``step`` optimizer steps.
 
-    ``interventions``: append-only list of ``{at_step, kind, ...}``, empty in a healthy run. ``evaluated_at``: the last
-    step whose evaluation finished. ``best``: ``{metric, value, step}``. ``held``: the journal line of a step whose
-    evaluation was interrupted; it is written once the evaluation has been repeated. ``tracker``: the wandb run's id. ``looked_at``: the tripwires that have been looked at.
+    ``interventions``: append-only list of ``{at_step, kind, ...}``, empty in a healthy run. ``evaluated_at``: the
+    last step whose evaluation finished. ``best``: ``{metric, value, step}``. ``held``: the journal line of a step
+    whose evaluation was interrupted; it is written once the evaluation has been repeated. ``tracker``: the wandb
+    run's id. ``looked_at``: the tripwires that have been looked at.
     """
 
     model: nn.Module
