@@ -1,5 +1,9 @@
 """Every number of a shipped ImageNet or CIFAR recipe beside where it was published; typed from there, not from here."""
 
+from typing import Any
+
+import pytest
+
 RESNET = "He et al. 2015, arXiv:1512.03385, section 3.4"
 CIFAR = "He et al. 2015, arXiv:1512.03385, section 4.2"
 V1 = "pytorch/vision references/classification/train.py, defaults"
@@ -45,6 +49,7 @@ _V2: list[Row] = [
     ("optimizer.no_decay", "norm", V2),
     ("schedule.name", "cosine", V2),
     ("schedule.warmup", "5ep", V2),
+    ("schedule.per", "epoch", V2),
     ("schedule.warmup_from", 0.01, V2),
     ("data.repeats", 4, V2),
     ("mix.mixup", 0.2, V2),
@@ -57,7 +62,7 @@ _V2: list[Row] = [
 ]
 
 
-def _rsb(**table: object) -> list[Row]:
+def _rsb(**table: Any) -> list[Row]:
     """The rows of table 2 that differ between A1, A2 and A3, and those that do not."""
     rows: list[Row] = [(key.replace("__", "."), value, RSB) for key, value in table.items()]
     return [
@@ -66,6 +71,10 @@ def _rsb(**table: object) -> list[Row]:
         ("optimizer.name", "lamb", RSB),
         ("schedule.name", "cosine", RSB),
         ("schedule.warmup", "5ep", RSB),
+        ("schedule.per", "epoch", TIMM),
+        ("schedule.warmup_prefix", False, TIMM),
+        ("schedule.final", pytest.approx(1e-6 / table["optimizer__lr"]), TIMM),
+        ("schedule.warmup_from", pytest.approx(1e-4 / table["optimizer__lr"]), TIMM),
         ("loss.name", "bce", RSB),
         ("mix.cutmix", 1.0, RSB),
         ("resolution.eval", 224, RSB),
