@@ -116,6 +116,8 @@ class Progress:
 
     def close(self) -> None:
         """Draw a last time and stop; harmless when repeated."""
+        if self.throughput is not None:
+            self.throughput.close()
         if self._live is not None:
             live, self._live = self._live, None
             live.stop()

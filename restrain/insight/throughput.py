@@ -73,11 +73,12 @@ class Throughput:
         self.hardware = hardware
         self._macs, self._count = macs, None
         self._counting: threading.Thread | None = None
+        self._closed = False
 
     def told(self, images_per_second: float) -> str:
         """``12.3 TFLOP/s, 4 % of 312 (A100, bf16 dense)``; empty until it is known."""
-        if self._counting is None:
-            self._counting = threading.Thread(target=self._run, name="flops", daemon=True)
+        if self._counting is None and not self._closed:
+            self._counting = threading.Thread(target=self._run, name="flops")
             self._counting.start()
         if self._count is None or images_per_second <= 0:
             return ""
@@ -89,6 +90,12 @@ class Throughput:
         whole = each * self.hardware.devices
         name = f"{self.hardware.devices} x {self.hardware.name}" if self.hardware.devices > 1 else self.hardware.name
         return f"{amount}, {100 * flops / whole:.0f} % of {whole / TERA:.0f} ({name}, {self.hardware.precision} dense)"
+
+    def close(self) -> None:
+        """Wait for the count, if it is under way: an interpreter must not end while a thread is inside of torch."""
+        self._closed = True
+        if self._counting is not None:
+            self._counting.join()
 
     def memory(self) -> str:
         """``21.3 of 79 GiB`` of a GPU, at most so far; of a CPU what this process holds."""

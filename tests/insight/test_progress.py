@@ -124,6 +124,9 @@ class Known:
     def memory(self):
         return "3.0 of 79 GiB"
 
+    def close(self):
+        pass
+
 
 def drawn(width, monkeypatch):
     monkeypatch.setattr(module, "SETTLED", -1.0)

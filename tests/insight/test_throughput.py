@@ -38,3 +38,10 @@ def test_what_is_told():
 def test_memory_of_this_process():
     memory = Throughput(Hardware("CPU", 1, "fp32", cuda=False), lambda: 1).memory()
     assert float(memory.removesuffix(" GiB")) == pytest.approx(1.0, abs=20)
+
+
+def test_nothing_is_counted_after_the_end():
+    throughput = Throughput(Hardware("CPU", 1, "fp32", cuda=False), lambda: 10**9)
+    throughput.close()
+    assert throughput.told(1000) == ""
+    assert throughput._counting is None
