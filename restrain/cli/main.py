@@ -15,11 +15,12 @@ import typer
 from typer.core import TyperGroup
 
 from restrain import __version__
-from restrain.cli.compare import compare
 from restrain.cli.check import check
+from restrain.cli.compare import compare
 from restrain.cli.completion import completion
 from restrain.cli.data import app as data
 from restrain.cli.evaluate import evaluate
+from restrain.cli.look import look
 from restrain.cli.recipes import recipes
 from restrain.cli.runs import runs
 from restrain.cli.schema import schema
@@ -84,6 +85,7 @@ app.command()(recipes)
 app.command()(show)
 app.command()(why)
 app.command()(check)
+app.command()(look)
 app.command()(schema)
 app.command()(completion)
 app.add_typer(data, name="data")
