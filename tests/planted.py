@@ -166,7 +166,8 @@ def wrong_slot() -> None:
 
     def fill(self: TrainLoader, job: Any, slot: Any, first: int, last: int) -> None:
         original(self, job, slot, first, last)
-        slot.image_rows[[0, 1]] = slot.image_rows[[1, 0]]
+        images = slot.rows(job.pipeline.size)
+        images[[0, 1]] = images[[1, 0]]
 
     TrainLoader._fill_batch = fill
 

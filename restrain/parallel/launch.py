@@ -39,8 +39,9 @@ def die_with_parent() -> None:
 def supervise(command: Sequence[str], size: int) -> int:
     """Run ``command`` as ``size`` local ranks and return the exit code of the whole.
 
-    All 0 -> 0; any 75 and the rest 0 or 75 -> 75; likewise 130, and 3 of a tripwire. A rank that died or failed -> its own code where it is
-    an error of ours (1 or 2, already explained by that rank), else :class:`WorldError` naming rank and signal.
+    All 0 -> 0; any 75 and the rest 0 or 75 -> 75; likewise 130, and 3 of a tripwire. A rank that died or failed ->
+    its own code where it is an error of ours (1 or 2, already explained by that rank), else :class:`WorldError`
+    naming rank and signal.
     """
     env = dict(os.environ, RESTRAIN_LAUNCHED="1", WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size), NODE_RANK="0")
     env.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))

@@ -128,7 +128,8 @@ def _model(recipe: "Recipe") -> Iterator[Problem]:
 def _timm(recipe: "Recipe") -> Iterator[Problem]:
     """What a timm model has no place for."""
     model = recipe.model
-    for name in ("zero_init", "stem", "downsample", "blurpool"):
+    options = ("stem", "downsample", "blurpool", *(["zero_init"] if model.zero_init is True else []))
+    for name in options:  # zero_init = false wants nothing, and stands in recipes that another network is put into
         yield from _idle(model, name, "model", f"it is an option of our own ResNets, and model.name = {model.name}")
     if model.join.name != "add":
         yield Problem("model.join.name", f"= {model.join.name}, but {model.name} adds its branches itself: use add")

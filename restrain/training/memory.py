@@ -58,8 +58,10 @@ def _activations(recipe: Recipe, model: nn.Module, side: int, micro: int, number
     if recipe.parallel.remat == "block":
         blocks.apply_remat(twin)
     images = torch.empty(micro, recipe.model.in_chans, side, side, dtype=dtype, device="meta")
-    # Images arrive as bytes and are normalised into floats, which the first convolution keeps.
-    return saved_bytes(twin, images) + images.numel() * (1 + images.element_size())
+    # Images arrive as bytes and are normalised into floats, which the first convolution keeps; autocast casts matrices
+    # and kernels once a micro-batch, and keeps the casts.
+    casts = 0 if number_format in ("fp32", "fp64") else sum(2 * p.numel() for p in model.parameters() if p.ndim > 1)
+    return saved_bytes(twin, images) + images.numel() * (1 + images.element_size()) + casts
 
 
 def optimizer_bytes(section: Any, model: nn.Module) -> int:

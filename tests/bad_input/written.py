@@ -41,7 +41,7 @@ def _site(place: Place) -> Outcome:
 KEYS = [
     Case(
         "A key is misspelt",
-        "command line: optimizer.lrr is not a key. Did you mean 'lr'? The keys of optimizer with optimizer.name = sgd are name, lr, lr_per, lr_rule, weight_decay, no_decay, momentum, nesterov.",
+        "command line: optimizer.lrr is not a key. Did you mean 'lr'? The keys of optimizer with optimizer.name = sgd are name, lr, lr_per, lr_rule, weight_decay, no_decay, layer_decay, momentum, nesterov, decay.",
         2,
         "Correct the key.",
         show("digits_resnet20", "optimizer.lrr=0.2"),
@@ -55,7 +55,7 @@ KEYS = [
     ),
     Case(
         "A key belongs to another choice of its section",
-        "command line: optimizer.betas does nothing with optimizer.name = sgd: it belongs to optimizer.name = adamw.",
+        "command line: optimizer.betas does nothing with optimizer.name = sgd: it belongs to optimizer.name = adamw, nadam, lamb, lion, adan or muon.",
         2,
         "Leave the key out, or choose the section's other name.",
         show("digits_resnet20", "optimizer.betas=[0.9,0.99]"),
@@ -99,7 +99,7 @@ VALUES = [
     ),
     Case(
         "A name is in no union",
-        "command line: optimizer.name: 'sdg' is not one of sgd, adamw. Did you mean 'sgd'?",
+        "command line: optimizer.name: 'sdg' is not one of sgd, adamw, nadam, lamb, lars, lion, adan, muon. Did you mean 'sgd'?",
         2,
         "Choose one of the names listed.",
         show("digits_resnet20", "optimizer.name=sdg"),
@@ -171,7 +171,7 @@ FILES = [
     ),
     Case(
         "A folder is given for a recipe",
-        "recipes.yaml is a folder. Name a recipe file in it, or a shipped recipe.",
+        "recipes.yaml is a folder, but not of a run: it has no recipe.lock.yaml. Name a recipe, a file or a run folder.",
         2,
         "Name the file.",
         _folder,
@@ -301,7 +301,7 @@ SIZES = [
 ARGUMENTS = [
     Case(
         "The command is misspelt",
-        "There is no command 'trian'. Did you mean 'train'? Commands: train, resume, evaluate, show, data.",
+        "There is no command 'trian'. Did you mean 'train'? Commands: recipes, show, why, check, look, train, resume, runs, compare, sweep, sync, evaluate, schema, completion, data.",
         2,
         "Correct it.",
         lambda place: place.cli("trian", "digits_resnet20"),

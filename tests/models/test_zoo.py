@@ -166,9 +166,7 @@ def test_a_draw_without_a_keyed_form_is_an_error():
 # ----------------------------------------------------------------------------------------------------------- drop paths
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "mobilevit_xxs"]
-)
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "mobilevit_xxs"])
 def test_keyed_drop_paths_are_timms_given_the_same_draws(name):
     """timm's DropPath modules are made to multiply by the factors that ours were given."""
     side = 64

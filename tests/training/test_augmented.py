@@ -53,7 +53,8 @@ def growing(tmp_path: Path) -> list[str]:
         f"resolution={sizes}",
         "expect=null",
     ]
-    own += ["batch.global=8", "batch.group=2", "length=3ep", "precision=fp64", "track.pixels=true", "evaluate.flip=true"]
+    own += ["batch.global=8", "batch.group=2", "length=3ep", "precision=fp64", "track.pixels=true"]
+    own += ["evaluate.flip=true"]
     return [*own, "checkpoint.every=15st", "mix={mixup: 0.2, cutmix: 1.0}"]
 
 

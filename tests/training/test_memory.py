@@ -80,4 +80,22 @@ def test_a_recipes_memory() -> None:
     assert memory.weights == memory.ema == weights
     assert 0 < memory.gradients < memory.weights
     assert memory_of(recipe, model, 8, 32, "fp32").activations == pytest.approx(memory.activations / 2, rel=0.05)
-    assert memory_of(recipe, model, 8, 64, "bf16").activations == pytest.approx(memory.activations / 2, rel=0.05)
+    casts = sum(2 * p.numel() for p in model.parameters() if p.ndim > 1)
+    half = memory_of(recipe, model, 8, 64, "bf16").activations - casts
+    assert half == pytest.approx(memory.activations / 2, rel=0.05)
+
+
+@pytest.mark.parametrize(("name", "side"), [("resnet18", 64), ("timm/vit_tiny_patch16_224", 224)])
+@pytest.mark.parametrize(("number_format", "within"), [("fp32", 0.02), ("bf16", 0.15)])
+def test_a_networks_activations(name: str, side: int, number_format: str, within: float) -> None:
+    """Under autocast the estimate is one: some operations stay in fp32."""
+    overrides = ["batch.global=4", "batch.group=4", "model.zero_init=auto", f"model.name={name}"]
+    recipe = load("imagenet_resnet50", [*overrides, f"resolution.train={side}", f"resolution.eval={side}"]).recipe
+    model = build_model(recipe.model.model_dump(), 0, (side,)).train()
+    set_group(model, 4)
+    images = torch.rand(4, 3, side, side)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=number_format == "bf16"):
+        real = measured(model, images)
+    element = 4 if number_format == "fp32" else 2
+    counted = memory_of(recipe, model, side, 4, number_format).activations - images.numel() * (1 + element)
+    assert counted == pytest.approx(real, rel=within)
