@@ -214,7 +214,7 @@ def _optimizer(recipe: "Recipe") -> Iterator[Problem]:
         yield from _idle(optimizer, "no_decay", "optimizer", "optimizer.weight_decay is 0")
         if optimizer.name == "sgd":
             yield from _idle(optimizer, "decay", "optimizer", "optimizer.weight_decay is 0")
-    if optimizer.name in ("sgd", "lars") and optimizer.nesterov and optimizer.momentum == 0:
+    if (optimizer.name == "sgd" or optimizer.name == "lars") and optimizer.nesterov and optimizer.momentum == 0:
         yield Problem("optimizer.nesterov", "= true does nothing: optimizer.momentum is 0")
 
 

@@ -1,0 +1,125 @@
+"""Weights that a run begins with: from a file, a run or a checkpoint; what does not fit is said, by name."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from restrain.errors import UserError, WorldError
+from restrain.models.build import build_model
+from restrain.recipe import load
+from restrain.run.folder import RunFolder
+from restrain.training import start_weights
+from tests import worlds
+
+SHORT = ["length=4st", "evaluate.every=2st", "checkpoint.every=2st", "precision=fp64"]
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose weights others begin with; its BEST may be any step."""
+    run = tmp_path_factory.mktemp("before") / "run"
+    assert worlds.train(run, [*SHORT, "ema={decay: 0.5}", "checkpoint.best=null"]).codes == [0]
+    return run
+
+
+def loaded(*overrides: str):
+    recipe = load("digits_resnet20", list(overrides)).recipe
+    model = build_model(recipe.model.model_dump() | {"init": None}, 7)
+    notices = start_weights.begin(recipe, model, RunFolder("nowhere"))
+    return model.state_dict(), notices
+
+
+def saved(run: Path, kind: str) -> dict[str, torch.Tensor]:
+    return {name.rpartition("|")[0]: t for name, t in worlds.tensors(run, 4).items() if name.endswith(f"|{kind}")}
+
+
+@pytest.mark.parametrize(("ema", "kind"), [("true", "ema"), ("false", "param")])
+def test_a_runs_weights(before: Path, ema: str, kind: str) -> None:
+    state, notices = loaded(f"model.init={{from: {before}, ema: {ema}}}")
+    wanted = saved(before, kind)
+    assert len(wanted) > 50
+    for name, tensor in wanted.items():
+        assert torch.equal(state[name], tensor.to(state[name].dtype)), name
+    assert notices[0].startswith("begins with ")
+    of_checkpoint, _ = loaded(f"model.init={{from: {before / 'checkpoints' / 'step-4'}, ema: {ema}}}")
+    assert all(torch.equal(of_checkpoint[name], state[name]) for name in state)
+
+
+def test_a_file_and_another_head(tmp_path: Path) -> None:
+    fresh = build_model({"name": "cifar_resnet20", "classes": 7, "in_chans": 1}, 1)
+    file = tmp_path / "weights.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in fresh.state_dict().items()}, file)
+    with pytest.raises(UserError, match=r"fc\.weight \[7, 64\] for \[10, 64\].*model\.init\.reset=\[head\]"):
+        loaded(f"model.init.from={file}")
+    state, notices = loaded(f"model.init={{from: {file}, reset: [head]}}")
+    assert torch.equal(state["layer3.2.conv2.weight"], fresh.state_dict()["layer3.2.conv2.weight"])
+    own = build_model({"name": "cifar_resnet20", "classes": 10, "in_chans": 1}, 7).state_dict()
+    assert torch.equal(state["fc.weight"], own["fc.weight"])
+    assert any("fc" in notice for notice in notices)
+
+
+def test_weights_of_another_architecture_are_named(tmp_path: Path) -> None:
+    other = build_model({"name": "resnet18", "classes": 10, "in_chans": 1}, 1)
+    file = tmp_path / "other.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in other.state_dict().items()}, file)
+    with pytest.raises(UserError) as error:
+        loaded(f"model.init.from={file}")
+    said = str(error.value)
+    assert re.search(r"\d+ missing \(.+, .+, .+, \.\.\.\)", said)
+    assert re.search(r"\d+ of another shape \(conv1\.weight \[64, 1, 7, 7\] for \[16, 1, 3, 3\], .+, .+, \.\.\.\)", said)
+    assert "Name the model that the weights are of" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind", "said"),
+    [
+        ("weights.pth", b"pickle", UserError, "is a pickle, which can run any code when it is read"),
+        ("weights.safetensors", b"nonsense", UserError, "is no whole safetensors file"),
+        ("nothing.safetensors", None, UserError, "there is no"),
+        ("empty", "folder", UserError, "is neither a run folder nor one of its checkpoints"),
+    ],
+)
+def test_sources_that_are_none(tmp_path: Path, name: str, content, kind: type[Exception], said: str) -> None:
+    path = tmp_path / name
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(kind, match=said):
+        loaded(f"model.init.from={path}")
+
+
+def test_a_damaged_checkpoint_is_not_taken(before: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(before, copy)
+    for file in copy.glob("checkpoints/*/model-*.safetensors"):
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(bytes(content))
+    with pytest.raises(WorldError, match="checkpoint"):
+        loaded(f"model.init.from={copy}")
+
+
+def test_a_run_begins_with_them_once(before: Path, tmp_path: Path) -> None:
+    """The weights are in the first step, in the lock, and of no importance once there is a checkpoint."""
+    run, source = tmp_path / "run", tmp_path / "source.safetensors"
+    save_file({name: t.float().contiguous() for name, t in (saved(before, "ema")).items()}, source)
+    overrides = [*SHORT, f"model.init={{from: {source}, ema: true}}"]
+    ended = worlds.train(run, overrides)
+    assert ended.codes == [0], ended.text
+    assert "begins with " in ended.text
+    cold = tmp_path / "cold"
+    assert worlds.train(cold, SHORT).codes == [0]
+    assert worlds.journal(run)[0]["train/loss"] != worlds.journal(cold)[0]["train/loss"]
+    assert "init_sha256" in (run / "recipe.lock.yaml").read_text()
+    source.unlink()
+    longer = [*overrides[1:], "length=6st"]
+    ended = worlds.train(run, longer, options=["--allow", "length"])
+    assert ended.codes == [0], ended.text
+    assert json.loads((run / "run.json").read_text())["step"] == 6
