@@ -20,6 +20,7 @@ from restrain.cli.compare import compare
 from restrain.cli.completion import completion
 from restrain.cli.data import app as data
 from restrain.cli.evaluate import evaluate
+from restrain.cli.export import export
 from restrain.cli.look import look
 from restrain.cli.recipes import recipes
 from restrain.cli.runs import runs
@@ -86,6 +87,7 @@ app.command()(compare)
 app.command()(sweep)
 app.command()(sync)
 app.command()(evaluate)
+app.command()(export)
 app.command()(schema)
 app.command()(completion)
 app.add_typer(data, name="data")

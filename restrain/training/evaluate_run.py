@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from restrain.errors import UserError, WorldError
+from restrain.errors import UserError
 from restrain.parallel.world import World
 from restrain.recipe import load
 from restrain.run import checkpoint, lockfile
-from restrain.run.manifest import Damaged, verify
 from restrain.training import build, opening, placement
 from restrain.training.evaluate import evaluate
+from restrain.training.loaded import locate
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ READ = ("data", "resolution", "loss", "evaluate", "parallel", "precision", "batc
 
 def evaluate_run(path: Path, overrides: Sequence[str] = ()) -> Evaluation:
     """Exact metrics of a run folder (its BEST, else its newest) or of one ``step-N`` folder, in this process."""
-    run, at, notices = _locate(path)
+    located = locate(path)
+    run, at, notices = located.run, located.checkpoint, located.notices
     lockfile.read(run / "recipe.lock.yaml")
     _refuse_idle(overrides)
     resolved = load(str(run / "recipe.lock.yaml"), overrides)
@@ -77,33 +78,3 @@ def _refuse_idle(overrides: Sequence[str]) -> None:
                 f"command line: {key} cannot be set here: an evaluation takes the network and its weights as they "
                 f"are. What may be set is {', '.join(READ)}."
             )
-
-
-def _locate(path: Path) -> tuple[Path, Path, list[str]]:
-    """(run folder, checkpoint, what was passed over) of a run folder or of one of its checkpoints; every byte of the
-    checkpoint is verified."""
-    if (path / "recipe.lock.yaml").is_file():
-        best = checkpoint.pointed(path / "checkpoints", "BEST")
-        problem = _damage(best) if best is not None else None
-        if best is not None and problem is None:
-            return path, best, []
-        found = checkpoint.newest(path / "checkpoints")
-        if found.path is None:
-            why = f" that is whole: {'; '.join(found.problems)}" if found.problems else ""
-            raise WorldError(f"{path} has no checkpoint{why}. A run writes one when it is stopped, and at its end.")
-        problems = dict.fromkeys([*([problem] if problem else []), *found.problems])
-        return path, found.path, [f"passed over: {one}; evaluating {found.path}" for one in problems]
-    run = path.resolve().parent.parent
-    if path.is_dir() and (run / "recipe.lock.yaml").is_file():
-        if (problem := _damage(path)) is not None:
-            raise WorldError(f"{problem}. Evaluate another checkpoint of {run}, or the run itself.")
-        return run, path, []
-    raise UserError(f"{path} is neither a run folder nor a checkpoint in one (runs/.../checkpoints/step-N).")
-
-
-def _damage(path: Path) -> str | None:
-    try:
-        verify(path)
-    except Damaged as error:
-        return str(error)
-    return None

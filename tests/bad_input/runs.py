@@ -429,14 +429,14 @@ EVALUATIONS = [
     ),
     Case(
         "A damaged checkpoint is evaluated",
-        "run/checkpoints/step-6/model-0000.safetensors is damaged: its SHA-256 is not the one in manifest.json. Evaluate another checkpoint of run, or the run itself.",
+        "run/checkpoints/step-6/model-0000.safetensors is damaged: its SHA-256 is not the one in manifest.json. Name another checkpoint of run, or the run itself.",
         1,
         "Evaluate another one.",
         evaluated("run/checkpoints/step-6", damage=_flip),
     ),
     Case(
         "The best checkpoint of an evaluated run is damaged",
-        "passed over: run/checkpoints/step-4/model-0000.safetensors is damaged: its SHA-256 is not the one in manifest.json; evaluating run/checkpoints/step-6",
+        "passed over: run/checkpoints/step-4/model-0000.safetensors is damaged: its SHA-256 is not the one in manifest.json; using run/checkpoints/step-6",
         0,
         "Nothing: the newest whole one is evaluated.",
         evaluated("run", damage=lambda run: flip(run / _file(4), 20_000)),
