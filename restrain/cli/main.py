@@ -22,6 +22,7 @@ from restrain.cli.data import app as data
 from restrain.cli.evaluate import evaluate
 from restrain.cli.export import export
 from restrain.cli.look import look
+from restrain.cli.predict import predict
 from restrain.cli.recipes import recipes
 from restrain.cli.runs import runs
 from restrain.cli.schema import schema
@@ -87,6 +88,7 @@ app.command()(compare)
 app.command()(sweep)
 app.command()(sync)
 app.command()(evaluate)
+app.command()(predict)
 app.command()(export)
 app.command()(schema)
 app.command()(completion)
