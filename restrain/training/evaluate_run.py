@@ -10,23 +10,29 @@ from pathlib import Path
 import torch
 
 from restrain.errors import UserError
+from restrain.insight.confusion import Confusion
+from restrain.models.zoo import PREFIX
 from restrain.parallel.world import World
-from restrain.recipe import load
+from restrain.recipe import Recipe, load
 from restrain.run import checkpoint, lockfile
-from restrain.training import build, opening, placement
+from restrain.training import build, opening, placement, start_weights
+from restrain.training.classify import Classify
 from restrain.training.evaluate import evaluate
 from restrain.training.loaded import locate
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``weights``: which ones of the checkpoint; ``what``: on which data; ``notices``: checkpoints passed over."""
+    """``source``: what was evaluated; ``weights``: which ones of it; ``what``: on which data; ``notices``: checkpoints
+    that were passed over; ``classes``: their names, or numbers."""
 
-    checkpoint: Path
+    source: str
     weights: str
     what: str
     metrics: dict[str, float]
     notices: list[str]
+    confusion: Confusion
+    classes: list[str]
 
 
 # What an evaluation reads of a recipe; any other override would change nothing, or ask for another network.
@@ -36,38 +42,82 @@ READ = ("data", "resolution", "loss", "evaluate", "parallel", "precision", "batc
 def evaluate_run(path: Path, overrides: Sequence[str] = ()) -> Evaluation:
     """Exact metrics of a run folder (its BEST, else its newest) or of one ``step-N`` folder, in this process."""
     located = locate(path)
-    run, at, notices = located.run, located.checkpoint, located.notices
-    lockfile.read(run / "recipe.lock.yaml")
+    lock = located.run / "recipe.lock.yaml"
+    lockfile.read(lock)
     _refuse_idle(overrides)
-    resolved = load(str(run / "recipe.lock.yaml"), overrides)
-    recipe = resolved.recipe
-    world = World()
-    device = placement.device_of(recipe, world)
-    data = build.open_data(recipe)
-    if data.evaluation is None:
-        raise UserError(f"{path}: data.name={recipe.data.name} has no evaluation set here. Set data.eval to one.")
-    recipe = opening.settle(
-        recipe, opening.autos(recipe, build.resolved_autos(recipe, data, device), run / "recipe.lock.yaml")
-    )
-    where = placement.place(recipe, world, device, data.pixels)
-    torch.set_num_threads(where.threads)
-
-    reader = checkpoint.Reader(at)
+    recipe, data, device = _opened(load(str(lock), overrides).recipe, str(path), lock)
     plan = build.build_plan(recipe, data, [])
     task = build.build_task(recipe, data, device)
     state = build.build_state(recipe, task, plan, build.total_steps(recipe, plan), device)
-    state.restore_tensors(reader, kinds=("param", "buffer", "ema"))
-    reader.close()
-    loader = build.build_eval_loader(recipe, data, world, where)
+    with checkpoint.Reader(located.checkpoint) as reader:
+        _refuse_precision(recipe, reader)
+        state.restore_tensors(reader, kinds=("param", "buffer", "ema"))
     with state.ema.swap(task.model) if state.ema is not None else nullcontext():
-        metrics = evaluate(task, loader, device=device, number_format=recipe.precision, flip=recipe.evaluate.flip)
+        weights = "EMA weights" if state.ema is not None else "weights"
+        return _evaluated(recipe, data, device, task, (str(located.checkpoint), weights, located.notices))
+
+
+def evaluate_network(name: str, overrides: Sequence[str] = ()) -> Evaluation:
+    """Exact metrics of a network without a run: a recipe whose ``model.init`` says where weights are, or ``timm/NAME``,
+    which is evaluated as ``imagenet_resnet50`` is, with timm's own weights unless ``model.init.from`` names others."""
+    words = list(overrides)
+    if name.startswith(PREFIX):
+        chosen = any(word.startswith(("model.init=", "model.init.from=")) for word in words)
+        words = [f"model.name={name}", *([] if chosen else ["model.init.from=timm"]), *words]
+        resolved = load("imagenet_resnet50", words)
+    else:
+        resolved = load(name, words)
+    if resolved.recipe.model.init is None:
+        raise UserError(
+            f"{name} is a recipe and no run, so it has no weights. Name a run, or say where weights are with "
+            f"model.init.from=FILE.safetensors (or RUN, or timm)."
+        )
+    recipe, data, device = _opened(resolved.recipe, name, None)
+    task = build.build_task(recipe, data, device)
+    notices = start_weights.load_into(recipe, task.model)
+    return _evaluated(recipe, data, device, task, (recipe.model.name, f"weights of {recipe.model.init.from_}", notices))  # type: ignore[union-attr]
+
+
+def _opened(recipe: Recipe, what: str, lock: Path | None) -> tuple[Recipe, build.Data, torch.device]:
+    """The recipe with every ``auto`` resolved (as in a run's lock), its data, and the device."""
+    device = placement.device_of(recipe, World())
+    data = build.open_data(recipe)
+    if data.evaluation is None:
+        raise UserError(f"{what}: data.name={recipe.data.name} has no evaluation set here. Set data.eval to one.")
+    found = build.resolved_autos(recipe, data, device)
+    return opening.settle(recipe, opening.autos(recipe, found, lock or Path("no-lock"))), data, device
+
+
+def _evaluated(
+    recipe: Recipe, data: build.Data, device: torch.device, task: Classify, what: tuple[str, str, list[str]]
+) -> Evaluation:
+    assert data.evaluation is not None
+    where = placement.place(recipe, World(), device, data.pixels)
+    torch.set_num_threads(where.threads)
+    loader = build.build_eval_loader(recipe, data, World(), where)
+    confusion = Confusion(recipe.model.classes)
+    number_format, flip = recipe.precision, recipe.evaluate.flip
+    found = evaluate(task, loader, device=device, number_format=number_format, flip=flip, observe=confusion.add)
+    source, weights, notices = what
     return Evaluation(
-        at,
-        "EMA weights" if state.ema is not None else "weights",
+        source,
+        weights,
         f"{int(data.evaluation.counts.sum()):,} samples of data.name={recipe.data.name}",
-        {f"eval/{name}": value for name, value in metrics.items()},
+        {f"eval/{name}": value for name, value in found.items()},
         notices,
+        confusion,
+        list(getattr(data.train, "classes", None) or map(str, range(recipe.model.classes))),
     )
+
+
+def _refuse_precision(recipe: Recipe, reader: checkpoint.Reader) -> None:
+    """fp64 needs weights in fp64: those of another run are stored in fp32."""
+    stored = load(str(reader.path.parent.parent / "recipe.lock.yaml")).recipe.precision
+    if (stored == "fp64") != (recipe.precision == "fp64"):
+        raise UserError(
+            f"precision={recipe.precision}, but the run's weights are of precision={stored}: fp64 and the others store "
+            f"different numbers. Leave precision out, or take one of fp32, bf16, fp16 for a run in any of these."
+        )
 
 
 def _refuse_idle(overrides: Sequence[str]) -> None:

@@ -197,6 +197,12 @@ def begin(recipe: Recipe, model: nn.Module, folder: RunFolder) -> list[str]:
             f"model.init.from: {source.path} has changed since this run was set up (SHA-256 {source.sha256[:12]}, the "
             f"run's lock has {locked[:12]}). Restore it, or begin a new run."
         )
+    return load_into(recipe, model, source)
+
+
+def load_into(recipe: Recipe, model: nn.Module, source: Source | None = None) -> list[str]:
+    """Load what ``model.init`` names into ``model``; returns what to announce."""
+    source = source or find(recipe)
     fitted = _fit(recipe, model, source)
     load_weights(model, fitted)
     elements = sum(tensor.numel() for tensor in fitted.tensors.values())

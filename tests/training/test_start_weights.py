@@ -70,7 +70,9 @@ def test_weights_of_another_architecture_are_named(tmp_path: Path) -> None:
         loaded(f"model.init.from={file}")
     said = str(error.value)
     assert re.search(r"\d+ missing \(.+, .+, .+, \.\.\.\)", said)
-    assert re.search(r"\d+ of another shape \(conv1\.weight \[64, 1, 7, 7\] for \[16, 1, 3, 3\], .+, .+, \.\.\.\)", said)
+    assert re.search(
+        r"\d+ of another shape \(conv1\.weight \[64, 1, 7, 7\] for \[16, 1, 3, 3\], .+, .+, \.\.\.\)", said
+    )
     assert "Name the model that the weights are of" in said
 
 
