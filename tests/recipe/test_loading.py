@@ -260,3 +260,16 @@ def test_recipes_inside_the_package_are_found_first(tmp_path: Path, monkeypatch:
     (tmp_path / "recipes" / "shipped.yaml").write_text(find("digits_resnet20").read_text())
     monkeypatch.setattr("restrain.recipe.loading.PACKAGE", tmp_path)
     assert load("shipped").recipe.model.name == "cifar_resnet20"
+
+
+def test_a_place_says_how_tracking_is_done_and_never_that_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text("wandb: {entity: team, project: vision, mode: online, tags: [here]}\n")
+    monkeypatch.setenv("RESTRAIN_SITE", str(site))
+    silent = load("digits_resnet20").recipe.track.wandb
+    assert (silent.mode, silent.project, silent.entity, silent.tags) == ("disabled", "vision", "team", ("here",))
+    assert load("imagenet_resnet50").recipe.track.wandb.mode == "online"
+    asked = load("imagenet_resnet50", ["track.wandb.mode=offline", "track.wandb.project=mine"]).recipe.track.wandb
+    assert (asked.mode, asked.project) == ("offline", "mine")
