@@ -7,10 +7,13 @@ whole, with its optimizer and its step, is something else: ``restrain train NAME
 from __future__ import annotations
 
 import hashlib
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from safetensors import SafetensorError
@@ -115,7 +118,6 @@ def _of_run(path: Path, ema: bool) -> Source:
 def _of_timm(recipe: Recipe) -> Source:
     """timm's weights of the model, from its hub in the safetensors form, or from the cache of an earlier time."""
     import timm
-    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     name = _timm_name(recipe)
@@ -123,13 +125,28 @@ def _of_timm(recipe: Recipe) -> Source:
     if entry is None or not entry.hf_hub_id:
         raise UserError(f"model.init.from: timm has no weights of {name}. Leave model.init out, or name a file.")
     try:
-        path = hf_hub_download(entry.hf_hub_id, filename="model.safetensors", etag_timeout=10)
+        path = _fetched(entry.hf_hub_id)
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise WorldError(
             f"model.init.from: timm's weights {entry.hf_hub_id} are not in the cache and cannot be fetched "
             f"({_reason(error)}). Fetch them where there is a network, or name a .safetensors file."
         ) from None
     return _of_file(Path(path).resolve(), f"timm's {entry.hf_hub_id}")
+
+
+def _fetched(repository: str) -> str:
+    """The file from the cache of an earlier time, else from the hub, which is asked once whether it is there: its own
+    client would try for most of a minute."""
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return hf_hub_download(repository, filename="model.safetensors", local_files_only=True)
+    except LocalEntryNotFoundError:
+        hub = urlsplit(constants.ENDPOINT)
+        if not getproxies():
+            socket.create_connection((hub.hostname or "", hub.port or 443), timeout=10).close()
+        return hf_hub_download(repository, filename="model.safetensors", etag_timeout=10)
 
 
 def _reason(error: Exception) -> str:

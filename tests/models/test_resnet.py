@@ -201,3 +201,72 @@ def test_one_block_can_be_frozen():
     model = build_model({"name": "cifar_resnet20", "classes": 10})
     freeze(model, ["block:4"])
     assert {name.rsplit(".", 2)[0] for name, p in model.named_parameters() if not p.requires_grad} == {"layer2.1"}
+
+
+# --------------------------------------------------------------------------------------------- ResNet-D and blur pool
+
+
+def d_pair(name: str) -> tuple[nn.Module, nn.Module, Tensor]:
+    theirs = timm.create_model(f"{name}d", num_classes=17).double()
+    randomise(theirs)
+    ours = build_model({"name": name, "classes": 17, "stem": "deep", "downsample": "avgpool"}).double()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    return ours, theirs, torch.randn(2, 3, 72, 72, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_resnet_d_is_timms(name):
+    ours, theirs, x = d_pair(name)
+    with torch.no_grad():
+        assert difference(ours.eval()(x), theirs.eval()(x)) < 1e-9
+    for model in (ours, theirs):
+        model.train()(x).square().sum().backward()
+    expected = dict(theirs.named_parameters())
+    for path, parameter in ours.named_parameters():
+        assert difference(parameter.grad, expected[path].grad) < 1e-7, path
+    for path, buffer in theirs.named_buffers():
+        torch.testing.assert_close(ours.get_buffer(path), buffer, rtol=1e-9, atol=1e-9)
+
+
+def test_the_same_check_catches_a_strided_shortcut():
+    ours, theirs, x = d_pair("resnet18")
+    ours.layer2[0].downsample[0], ours.layer2[0].downsample[1].stride = nn.Identity(), (2, 2)
+    with torch.no_grad():
+        assert difference(ours.eval()(x), theirs.eval()(x)) > 1e-3
+
+
+class Blurred(nn.Module):
+    """An independent form: a blur of each channel on its own, then the convolution it stands before."""
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, chans, height, width = x.shape
+        kernel = torch.tensor([[1, 2, 1], [2, 4, 2], [1, 2, 1]], dtype=x.dtype).view(1, 1, 3, 3) / 16
+        blurred = nn.functional.conv2d(x.reshape(rows * chans, 1, height, width), kernel, padding=(1, 1))
+        return self.conv(blurred.reshape(x.shape))
+
+
+@pytest.mark.parametrize(("name", "blurs"), [("resnet18", 6), ("resnet50", 6)])
+def test_blur_stands_before_each_strided_convolution_of_16_channels(name, blurs):
+    ours, theirs, x = pair(name)
+    ours = build_model({"name": name, "classes": 17, "blurpool": True}).double()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    replaced = 0
+    for path, conv in list(theirs.named_modules()):
+        if isinstance(conv, nn.Conv2d) and max(conv.stride) > 1 and conv.in_channels >= 16:
+            parent, _, last = path.rpartition(".")
+            setattr(theirs.get_submodule(parent), last, Blurred(conv))
+            replaced += 1
+    assert replaced == blurs
+    with torch.no_grad():
+        assert difference(ours.eval()(x), theirs.eval()(x)) < 1e-9
+        assert difference(ours(x), pair(name)[1].eval()(x)) > 1e-3
+
+
+@pytest.mark.parametrize("option", [{"stem": "deep"}, {"downsample": "avgpool"}, {"blurpool": True}])
+def test_cifar_sizes_have_no_such_options(option):
+    with pytest.raises(UserError, match=rf"model\.{next(iter(option))} is an option of the ImageNet sizes"):
+        build_model({"name": "cifar_resnet20", "classes": 10, **option})
