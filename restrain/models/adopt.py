@@ -117,7 +117,10 @@ def _key_drop_paths(model: nn.Module, name: str) -> None:
         if not module.scale_by_keep:
             raise UserError(f"model.name: {name} drops paths without scaling what it keeps ({path}).")
         parent, _, last = path.rpartition(".")
-        setattr(model.get_submodule(parent), last, BranchDrop(float(module.drop_prob or 0.0)))
+        owner = model.get_submodule(parent)
+        # The MobileNets' blocks have a drop path even where they add nothing, and then never call it.
+        idle = getattr(owner, "has_skip", True) is False
+        setattr(owner, last, nn.Identity() if idle else BranchDrop(float(module.drop_prob or 0.0)))
 
 
 def _mark_blocks(model: nn.Module) -> None:
