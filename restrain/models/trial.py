@@ -24,7 +24,7 @@ from .residual import DropPath, named_joins, set_factors
 ROWS = 3
 # In models with parts of these files of timm's, tokens or patches are folded into the rows of the batch, image by image
 # (tests/models/test_zoo.py holds it), so that statistics and drop paths over k rows an image are well defined.
-IMAGE_BY_IMAGE = ("efficientvit_msra", "levit", "mobilevit", "tnt")
+IMAGE_BY_IMAGE = ("efficientvit_msra", "levit", "mobilevit")
 
 
 class Drawing(Exception):
@@ -82,7 +82,15 @@ def trial(model: nn.Module, name: str, classes: int, in_chans: int, sides: Seque
     if _generators() != states:
         raise UserError(f"model.name: {name} draws from a process-wide generator in its forward.")
     _mark_spreads(model, name, calls, rows)
-    return _mark_unused(model, name, calls)
+    return [*_mark_unused(model, name, calls), *_shared_drops(model, name, calls)]
+
+
+def _shared_drops(model: nn.Module, name: str, calls: Counter[int]) -> list[str]:
+    """A drop path has one draw a row and step, however many branches of its block it serves; timm draws for each."""
+    shared = [m for m in model.modules() if isinstance(m, DropPath) and m.drops and calls[id(m)] > 1]
+    if not shared:
+        return []
+    return [f"{name}: {len(shared)} of its drop paths serve several branches of a block, which are dropped together"]
 
 
 def _generators() -> tuple[Any, ...]:
@@ -106,7 +114,8 @@ def _watch(model: nn.Module) -> tuple[Counter[int], dict[int, int], Callable[[],
 
     def seen(module: nn.Module, inputs: tuple) -> None:
         calls[id(module)] += 1
-        rows[id(module)] = inputs[-1].shape[0]
+        if rows.setdefault(id(module), inputs[-1].shape[0]) != inputs[-1].shape[0]:
+            rows[id(module)] = -1  # no one number: refused where it matters
 
     watched = [m for m in model.modules() if isinstance(m, GroupedBatchNorm | DropPath)]
     for module in watched:  # a trial does not drop
@@ -133,6 +142,11 @@ def _mark_spreads(model: nn.Module, name: str, calls: Counter[int], rows: dict[i
             raise UserError(f"model.name: {name} uses one BatchNorm {calls[id(module)]} times in a forward ({path}).")
         if isinstance(module, DropPath) and not module.drops:
             continue
+        if rows[id(module)] < 0:
+            raise UserError(
+                f"model.drop_path.rate: {name} uses one drop path for branches of different numbers of rows ({path}), "
+                f"which one draw a row cannot serve. Leave it at 0."
+            )
         spread, rest = divmod(rows[id(module)], ROWS)
         if rest or (spread != 1 and files.isdisjoint(IMAGE_BY_IMAGE)):
             kind = "normalises" if isinstance(module, GroupedBatchNorm) else "drops paths"

@@ -203,6 +203,25 @@ def _fixed(factor, drops):
     return forward
 
 
+def test_blocks_that_add_nothing_have_no_drop_path():
+    """The MobileNets' last convolutions own one that they never call."""
+    with torch.device("meta"):
+        model = build("mobilenetv3_small_050", drop_path={"rate": 0.2})
+    theirs = timm.create_model("mobilenetv3_small_050", drop_path_rate=0.2)
+    owned = {path for path, module in theirs.named_modules() if isinstance(module, TimmDropPath)}
+    called = {path for path in owned if theirs.get_submodule(path.rpartition(".")[0]).has_skip}
+    assert called < owned
+    assert {path for path, join in named_joins(model) if join.drops} == called
+
+
+def test_branches_that_share_a_drop_path_are_said():
+    with torch.device("meta"):
+        model = build("mixer_s32_224", drop_path={"rate": 0.2})
+        plain = build("mixer_s32_224")
+    assert "8 of its drop paths serve several branches of a block" in model.notices[0]
+    assert plain.notices == []
+
+
 def test_rates_are_timms_linear_rule():
     model = build("vit_tiny_patch16_224", drop_path={"rate": 0.11})
     rates = [join.rate for _, join in named_joins(model)]
@@ -367,6 +386,7 @@ def test_meta_builds_allocate_nothing():
         ("resnet18", {"drop_path": {"rate": 0.1, "decay": "constant"}}, r"model\.drop_path\.decay is 'constant'"),
         ("vgg11_bn", {"drop_path": {"rate": 0.1}}, r"timm/vgg11_bn has no stochastic depth"),
         ("densenet121", {"drop_path": {"rate": 0.1}}, r"timm/densenet121 has no stochastic depth"),
+        ("tnt_s_legacy_patch16_224", {"drop_path": {"rate": 0.1}}, r"one drop path for branches of different numbers"),
         ("vit_tiny_patch16_224", {"freeze": ["block:12"]}, r"blocks are 0-11"),
     ],
 )
