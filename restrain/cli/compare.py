@@ -21,6 +21,7 @@ def compare(runs: Runs) -> None:
     from restrain.cli.tables import show_table
     from restrain.errors import UserError
     from restrain.run.history import columns, hashes
+    from restrain.run.side_by_side import locked_recipe, recipe_differences, short_names
     from restrain.run.summary import summarise
 
     if len(runs) < 2:
@@ -29,10 +30,13 @@ def compare(runs: Runs) -> None:
     for one in found:
         if one.state == "unreadable":
             raise UserError(f"{one.path} cannot be compared: {one.why}. Name run folders; restrain runs lists them.")
-    names = _names(runs)
+    names = short_names(runs)
     curves = [columns(path / "metrics.jsonl") for path in runs]
     _title("recipe")
-    show_table(("key", *names), _recipes(runs) or [("nothing differs", *[""] * len(runs))])
+    show_table(
+        ("key", *names),
+        recipe_differences([locked_recipe(path) for path in runs]) or [("nothing differs", *[""] * len(runs))],
+    )
     _title("results")
     show_table(("", *names), _results(found, curves))
     ledgers = [hashes(path / "ledger.jsonl") for path in runs]
@@ -45,33 +49,6 @@ def compare(runs: Runs) -> None:
 
 def _title(text: str) -> None:
     typer.echo(f"\n{text}")
-
-
-def _names(runs: list[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
-    for count in range(1, 1 + max(len(path.parts) for path in runs)):
-        names = ["/".join(path.parts[-count:]) for path in runs]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{path} ({number})" for number, path in enumerate(runs, 1)]
-
-
-def _recipes(runs: list[Path]) -> list[tuple[str, ...]]:
-    """A row for each key in which the locks differ, placement included."""
-    from restrain.errors import UserError
-    from restrain.recipe import ABSENT, leaves, load
-    from restrain.recipe.writing import flow
-
-    locks = []
-    for path in runs:
-        lock = path / "recipe.lock.yaml"
-        if not lock.is_file():
-            raise UserError(f"{path} has no recipe.lock.yaml, so nobody knows what it trains. Restore it from a copy.")
-        locks.append(leaves(load(str(lock)).recipe))
-    keys = list(dict.fromkeys(key for values in locks for key in values))
-    rows = [(key, [values.get(key, ABSENT) for values in locks]) for key in keys]
-    told = {key: ["-" if value is ABSENT else flow(value) for value in values] for key, values in rows}
-    return [(key, *told[key]) for key, values in rows if any(value != values[0] for value in values)]
 
 
 def _results(found: list[Summary], curves: list[dict[str, Column]]) -> list[tuple[str, ...]]:
@@ -98,14 +75,9 @@ def _results(found: list[Summary], curves: list[dict[str, Column]]) -> list[tupl
 
 
 def _training_time(wall: Any) -> str:
-    """Time between lines, added up; a pause of ten times the usual and a minute is one between two starts."""
-    import numpy as np
+    from restrain.run.history import clock, training_seconds
 
-    gaps = np.diff(wall)
-    if not len(gaps):
-        return "-"
-    seconds = round(float(gaps[gaps <= max(60.0, 10 * float(np.median(gaps)))].sum()))
-    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+    return clock(training_seconds(wall)[-1]) if len(wall) > 1 else "-"
 
 
 def _samples(one: dict, other: dict) -> str:

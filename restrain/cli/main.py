@@ -24,6 +24,7 @@ from restrain.cli.export import export
 from restrain.cli.look import look
 from restrain.cli.predict import predict
 from restrain.cli.recipes import recipes
+from restrain.cli.report import report
 from restrain.cli.runs import runs
 from restrain.cli.schema import schema
 from restrain.cli.show import show
@@ -85,6 +86,7 @@ app.command()(train)
 app.command()(resume)
 app.command()(runs)
 app.command()(compare)
+app.command()(report)
 app.command()(sweep)
 app.command()(sync)
 app.command()(evaluate)

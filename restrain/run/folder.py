@@ -4,6 +4,7 @@
 
     recipe.lock.yaml   what defines the run            run.json      state, versions, hardware, attempts
     metrics.jsonl      the journal                     ledger.jsonl  one hash a step of what was trained on
+    mistakes.json      the surest wrong predictions of the last evaluation
     checkpoints/       step-N/, LATEST, BEST           attempts/N/   what belongs to one start of the run
     wandb/             the mirror's files              lease/        who is writing (restrain.run.lease)
 """
@@ -46,6 +47,7 @@ class RunFolder:
         self.info_file = self.path / "run.json"
         self.journal = self.path / "metrics.jsonl"
         self.ledger = self.path / "ledger.jsonl"
+        self.mistakes = self.path / "mistakes.json"
         self.checkpoints = self.path / "checkpoints"
         self.attempts = self.path / "attempts"
         self.wandb = self.path / "wandb"
@@ -149,6 +151,10 @@ class RunFolder:
             raise ValueError(f"state {state!r} is none of {STATES}")
         self.update_info({"state": state})
 
+    def write_mistakes(self, step: int, mistakes: list[dict[str, Any]]) -> None:
+        """Keep the surest wrong predictions of the evaluation after ``step``; atomic."""
+        self._write(self.mistakes, json.dumps({"step": step, "mistakes": mistakes}, indent=1) + "\n")
+
     def begin_attempt(self) -> int:
         """Number a new start of the run and make ``attempts/N/``. For rank 0, under the lease."""
         try:
@@ -192,4 +198,15 @@ def _wrong(info: Mapping[str, Any]) -> str | None:
     return None
 
 
-OWN = ("recipe.lock.yaml", "run.json", "metrics.jsonl", "ledger.jsonl", "checkpoints", "attempts", "wandb", "lease")
+OWN = (
+    "recipe.lock.yaml",
+    "run.json",
+    "metrics.jsonl",
+    "ledger.jsonl",
+    "mistakes.json",
+    "checkpoints",
+    "attempts",
+    "wandb",
+    "tensorboard",
+    "lease",
+)

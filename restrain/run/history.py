@@ -42,6 +42,23 @@ def columns(path: Path) -> dict[str, Column]:
     return {name: Column(np.array(steps[name]), np.array(values[name])) for name in steps}
 
 
+def training_seconds(wall: np.ndarray) -> np.ndarray:
+    """Seconds of training up to each line, float64 [n], from its clock: a gap of more than ten times the usual and a
+    minute is a pause between two starts (and a clock may be set back), and counts as a usual step."""
+    if len(wall) < 2:
+        return np.zeros(len(wall))
+    gaps = np.diff(wall)
+    usual = float(np.median(gaps))
+    gaps = np.where((gaps > max(60.0, 10 * usual)) | (gaps < 0), usual, gaps)
+    return np.concatenate(([0.0], np.cumsum(gaps)))
+
+
+def clock(seconds: float) -> str:
+    """``1:02:03``."""
+    whole = round(float(seconds))
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
 def hashes(path: Path) -> dict[int, tuple]:
     """Step -> what the ledger says that it was trained on."""
     return {line["step"]: tuple(v for k, v in sorted(line.items()) if k != "step") for line in journal.read(path)}

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from restrain.data.batches import EvalBatch
 from restrain.data.order import Plan
 from restrain.insight.cost import forward_macs
+from restrain.insight.mistakes import Mistakes
 from restrain.insight.profile import Profile
 from restrain.insight.progress import Length, Progress
 from restrain.insight.throughput import Hardware, Throughput
@@ -176,6 +178,12 @@ class Attempt:
         loader = build.build_eval_loader(self.recipe, self.data, self.world, self.where)
 
         def run(leave: Callable[[], bool]) -> dict[str, float]:
+            mistakes = Mistakes(self.device)
+
+            def observe(logits: torch.Tensor, batch: EvalBatch) -> None:
+                rows = (part.to(self.device) for part in (batch.labels, batch.valid, batch.index))
+                mistakes.add(logits, *rows)
+
             with state.ema.swap(task.model) if state.ema is not None else nullcontext():
                 found = evaluate(
                     task,
@@ -186,7 +194,11 @@ class Attempt:
                     leave=leave,
                     progress=progress,
                     flip=self.recipe.evaluate.flip,
+                    observe=observe,
                 )
+            surest = mistakes.of_all_ranks(self.world.size)
+            if self.world.rank == 0:
+                self.folder.write_mistakes(state.step, surest)
             return {f"eval/{name}": value for name, value in found.items()}
 
         return run

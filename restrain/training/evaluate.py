@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from restrain.data.batches import EvalBatch
 from restrain.data.loader import EvalLoader
 from restrain.insight.progress import Progress
 from restrain.parallel import precision
@@ -29,14 +30,14 @@ def evaluate(
     leave: Callable[[], bool] = lambda: False,
     progress: Progress | None = None,
     flip: bool = False,
-    observe: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+    observe: Callable[[Tensor, EvalBatch], None] | None = None,
 ) -> dict[str, float]:
     """``loss``, ``top1`` and, above ten classes, ``top5`` (percent) and ``count``, over all ranks.
 
     Padded and undecodable rows carry ``valid=False`` and count nowhere. ``leave`` is asked at each batch; ranks agree
     on the answer (all have the same number of batches), and :class:`Interrupted` is raised on all of them together.
     With ``flip`` the logits are the mean of those of each image and of its mirror image. ``observe`` is given each
-    batch's logits [B, K], labels [B] and which rows are valid [B].
+    batch's logits [B, K], on the device, and the batch, on the host.
     """
     model = task.model
     model.eval()
@@ -59,7 +60,7 @@ def evaluate(
             five = logits.shape[-1] > 10
             sums += _sums(task, logits, labels, valid, 5 if five else 1)
             if observe is not None:
-                observe(logits, labels, valid)
+                observe(logits, batch)
             if progress is not None:
                 progress.evaluating(min(number * len(labels) * world, batches.samples), batches.samples)
     finally:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from restrain.data.batches import EvalBatch
 from restrain.errors import UserError
 from restrain.insight.confusion import Confusion
 from restrain.models.zoo import PREFIX
@@ -97,7 +99,11 @@ def _evaluated(
     loader = build.build_eval_loader(recipe, data, World(), where)
     confusion = Confusion(recipe.model.classes)
     number_format, flip = recipe.precision, recipe.evaluate.flip
-    found = evaluate(task, loader, device=device, number_format=number_format, flip=flip, observe=confusion.add)
+
+    def observe(logits: Tensor, batch: EvalBatch) -> None:
+        confusion.add(logits.cpu(), batch.labels, batch.valid)
+
+    found = evaluate(task, loader, device=device, number_format=number_format, flip=flip, observe=observe)
     source, weights, notices = what
     return Evaluation(
         source,

@@ -170,7 +170,11 @@ def _train(attempt: Attempt, say: Callable[[str], None]) -> Result:
         say(line)
     if world.rank == 0:
         facts = machine.circumstances(attempt.where.as_dict(), world.size)
-        folder.update_info(facts | {"state": "running", "total": total, "failed_because": None})
+        begun = {"number": opened.attempt, "after_step": state.step, "at": facts["started"], "world": world.size}
+        known = [one for one in folder.read_info().get("attempts", []) if one["number"] != opened.attempt]
+        folder.update_info(
+            facts | {"state": "running", "total": total, "failed_because": None, "attempts": [*known, begun]}
+        )
 
     progress = attempt.progress(task, state, plan, total)
     border = attempt.border(task, state, plan, total, progress)
