@@ -13,7 +13,7 @@ COLOURED = {
     "three_augment": "turns a third of the images grey",
     "lighting": "moves colours along the components of RGB",
 }
-RESIZING = ("random_resized_crop", "resize", "centre_crop")
+RESIZING = ("random_resized_crop", "resize", "random_short_side", "random_crop", "centre_crop")
 
 Told = tuple[str, str]  # dotted key, rest of the sentence that begins with it
 
@@ -37,6 +37,8 @@ def _values(key: str, operation: Any) -> Iterator[Told]:
                 yield f"{key}.{name}", f"= [{low:g}, {high:g}] ends before it begins"
         if operation.scale[1] > 1:
             yield f"{key}.scale", "takes more than the whole image; its largest value is 1"
+    if operation.name == "random_short_side" and operation.sizes[0] > operation.sizes[1]:
+        yield f"{key}.sizes", f"= [{operation.sizes[0]}, {operation.sizes[1]}] ends before it begins"
     if operation.name in ("flip", "random_erasing") and operation.p == 0:
         what = "the flip" if operation.name == "flip" else "random_erasing"
         yield f"{key}.p", f"= 0 does nothing: leave {what} out"

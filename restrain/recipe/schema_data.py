@@ -52,6 +52,23 @@ class Resize(Section):
     size: Positive = Field(description="Pixels of the shorter side.")
 
 
+class RandomShortSide(Section):
+    """Resize the shorter side to a random length, the aspect ratio kept: scale augmentation (He et al. 2015, section
+    3.4; Simonyan and Zisserman 2014)."""
+
+    name: Literal["random_short_side"]
+    sizes: Annotated[tuple[Positive, Positive], AsTuple] = Field(
+        default=(256, 480), description="Smallest and largest length in pixels, both included."
+    )
+
+
+class RandomCrop(Section):
+    """A square at a random place."""
+
+    name: Literal["random_crop"]
+    size: Positive = Field(description="Pixels of a side.")
+
+
 class CentreCrop(Section):
     """The square in the middle."""
 
@@ -130,6 +147,8 @@ Augmentation = Annotated[
     | PadCrop
     | Shift
     | Resize
+    | RandomShortSide
+    | RandomCrop
     | CentreCrop
     | RandAugment
     | TrivialAugment

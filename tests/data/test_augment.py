@@ -82,6 +82,37 @@ def test_bicubic_evaluation_is_bit_equal_to_timms(photographs, size, resize):
         assert np.array_equal(out, np.asarray(theirs).transpose(1, 2, 0))
 
 
+def test_scale_augmentation_has_the_papers_distribution():
+    """A side uniform over 256 to 480, and torchvision's random crop of 224 in it (He et al. 2015, section 3.4)."""
+    scale, crop = augment.RandomShortSide((256, 480)), augment.RandomCrop(224)
+    sizes = np.array([scale.params(key, 300, 500) for key in KEYS])
+    sides = sizes.min(1)
+    assert (sides.min(), sides.max()) == (256, 480)
+    assert stats.chisquare(np.bincount(sides - 256, minlength=225).reshape(25, 9).sum(1)).pvalue > 1e-3
+    assert (sizes[:, 1] == (sides * 500) // 300).all()
+    ours = np.array([crop.params(key, *size) for key, size in zip(KEYS, sizes.tolist(), strict=True)])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = [transforms.RandomCrop.get_params(torch.empty(3, *size), (224, 224))[:2] for size in sizes.tolist()]
+    for mine, reference in zip(ours.T, np.array(theirs).T, strict=True):
+        assert stats.ks_2samp(mine, reference).pvalue > 1e-3
+    assert (ours >= 0).all()
+    assert (ours + 224 <= sizes).all()
+
+
+def test_scale_augmentation_of_photographs_is_torchvisions(photographs):
+    scale, crop = augment.RandomShortSide(), augment.RandomCrop(224)
+    for key, data in zip(KEYS, photographs[:20], strict=False):
+        image = images.decode(data)
+        height, width = scale.params(key, *image.shape[:2])
+        resized = scale.apply(image, (height, width))
+        theirs = transforms.functional.resize(Image.fromarray(image), [min(height, width)])
+        assert resized.shape[:2] == (height, width) == theirs.size[::-1]
+        assert np.abs(resized.astype(int) - np.asarray(theirs)).max() <= 1
+        top, left = crop.params(key, height, width)
+        assert np.array_equal(crop.apply(resized, (top, left)), resized[top : top + 224, left : left + 224])
+
+
 @pytest.mark.parametrize("size", [(7, 9), (12, 5), (4, 4), (11, 12)])
 def test_centre_crop_equals_torchvisions(size):
     image = pixels(1, *size, 3)[0]
@@ -170,7 +201,13 @@ def test_every_operation_of_the_schema_can_be_built_and_run():
 
     kinds = get_args(get_args(Augmentation)[0])
     assert {get_args(kind.model_fields["name"].annotation)[0] for kind in kinds} == set(BUILDERS)
-    more = {"resize": {"size": 9}, "centre_crop": {"size": 9}, "color_jitter": {"brightness": 0.4}}
+    more = {
+        "resize": {"size": 9},
+        "random_short_side": {"sizes": (9, 9)},
+        "random_crop": {"size": 9},
+        "centre_crop": {"size": 9},
+        "color_jitter": {"brightness": 0.4},
+    }
     for kind in kinds:
         (name,) = get_args(kind.model_fields["name"].annotation)
         section = kind(name=name, **more.get(name, {}))

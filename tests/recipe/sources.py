@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 RESNET = "He et al. 2015, arXiv:1512.03385, section 3.4"
+AUTHORS = "KaimingHe/deep-residual-networks README, 1-crop top-1 error"
 CIFAR = "He et al. 2015, arXiv:1512.03385, section 4.2"
 V1 = "pytorch/vision references/classification/train.py, defaults"
 V2 = "pytorch/vision issue 3995, the command of comment 1013906621"
@@ -34,6 +35,23 @@ _V1: list[Row] = [
     ("resolution.train", 224, V1),
     ("resolution.eval", 224, V1),
     ("resolution.eval_resize", 256, V1),
+]
+
+_HE: list[Row] = [
+    ("model.zero_init", False, RESNET),
+    ("batch.global", 256, RESNET),
+    ("length", "600000st", RESNET),
+    ("optimizer.name", "sgd", RESNET),
+    ("optimizer.lr", 0.1, RESNET),
+    ("optimizer.momentum", 0.9, RESNET),
+    ("optimizer.weight_decay", 1e-4, RESNET),
+    ("optimizer.no_decay", "none", RESNET),
+    ("schedule.name", "step", RESNET),
+    ("schedule.factor", 0.1, RESNET),
+    ("schedule.warmup", "0ep", RESNET),
+    ("loss.smoothing", 0.0, RESNET),
+    ("resolution.train", 224, RESNET),
+    ("resolution.eval", 224, RESNET),
 ]
 
 _V2: list[Row] = [
@@ -184,6 +202,8 @@ _CIFAR: list[Row] = [
 SOURCES: dict[str, list[Row]] = {
     "imagenet_resnet50": [*_V1, ("expect.value", 76.13, "torchvision ResNet50_Weights.IMAGENET1K_V1")],
     "imagenet_resnet152": [*_V1, ("expect.value", 78.312, "torchvision ResNet152_Weights.IMAGENET1K_V1")],
+    "imagenet_resnet50_he2015": [*_HE, ("expect.value", 100 - 24.7, AUTHORS)],
+    "imagenet_resnet152_he2015": [*_HE, ("expect.value", 100 - 23.0, AUTHORS)],
     "imagenet_resnet50_v2": [*_V2, ("expect.value", 80.858, "torchvision ResNet50_Weights.IMAGENET1K_V2")],
     "imagenet_resnet152_v2": [*_V2, ("expect.value", 82.284, "torchvision ResNet152_Weights.IMAGENET1K_V2")],
     "imagenet_resnet50_rsb_a1": [*_A1, ("expect.value", 80.4, "arXiv:2110.00476, table 1")],
@@ -222,6 +242,15 @@ AUGMENTATIONS: dict[str, tuple[list[dict[str, object]], str]] = {
             {"name": "flip", "p": 0.5},
         ],
         V1,
+    ),
+    "imagenet_resnet50_he2015": (
+        [
+            {"name": "random_short_side", "sizes": [256, 480]},
+            {"name": "random_crop", "size": 224},
+            {"name": "flip", "p": 0.5},
+            {"name": "lighting", "std": 0.1},
+        ],
+        RESNET,
     ),
     "imagenet_resnet50_v2": (
         [

@@ -57,8 +57,8 @@ CASES = {
     "resolution.eval_resize=9": "resolution.eval_resize = 9 does nothing: the digits are 8 x 8 and stay so.",
     "resolution.train=32": "resolution.train = 32 does nothing: the digits are 8 x 8 and stay so.",
     "data.augment=[{name: flop}]": "data.augment[0].name: 'flop' is not one of random_resized_crop, flip, pad_crop, shift, "
-    "resize, centre_crop, rand_augment, trivial_augment, auto_augment, three_augment, color_jitter, lighting, "
-    "random_erasing. Did you mean 'flip'?",
+    "resize, random_short_side, random_crop, centre_crop, rand_augment, trivial_augment, auto_augment, three_augment, "
+    "color_jitter, lighting, random_erasing. Did you mean 'flip'?",
     "data.augment=[{name: flip, p: 2}]": "data.augment[0].p = 2 must be at most 1.",
     "data.augment=flip": "data.augment: 'flip' is not a list such as [{name: random_resized_crop}].",
     "model.freeze=[stam]": "model.freeze[0] = stam does not look right (pattern ^(stem|head|block:\\d+(-\\d+)?)$).",

@@ -34,6 +34,8 @@ def small(name: str, pictures: Path) -> list[str]:
     found += [f"data.augment={flow(values['data.augment'])}", f"data.repeats={recipe.data.repeats}"]
     if not name.startswith("cifar10"):
         side = 64
+        sizes = flow(values["data.augment"]).replace("[256, 480]", "[72, 80]").replace("size: 224", f"size: {side}")
+        found += [f"data.augment={sizes}"]  # He et al. 2015 name theirs in the operations
         found += [f"resolution.train={side}", f"resolution.eval={side}", "resolution.eval_resize=72"]
         found += ["resolution.schedule.first=32"] if recipe.resolution.schedule else []
     else:

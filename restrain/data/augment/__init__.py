@@ -3,7 +3,15 @@
 from restrain.data.augment.base import Frame, Op, Params
 from restrain.data.augment.colour import ColorJitter, Lighting
 from restrain.data.augment.erasing import RandomErasing
-from restrain.data.augment.geometry import CentreCrop, Flip, PadCrop, RandomResizedCrop, Resize
+from restrain.data.augment.geometry import (
+    CentreCrop,
+    Flip,
+    PadCrop,
+    RandomCrop,
+    RandomResizedCrop,
+    RandomShortSide,
+    Resize,
+)
 from restrain.data.augment.pipeline import Pipeline, eval_pipeline, train_pipeline
 from restrain.data.augment.policies import AutoAugment, RandAugment, ThreeAugment, TimmRandAugment, TrivialAugment
 
@@ -19,8 +27,10 @@ __all__ = [
     "Params",
     "Pipeline",
     "RandAugment",
+    "RandomCrop",
     "RandomErasing",
     "RandomResizedCrop",
+    "RandomShortSide",
     "Resize",
     "ThreeAugment",
     "TimmRandAugment",

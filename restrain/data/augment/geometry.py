@@ -83,6 +83,39 @@ class Resize:
         return images.resize(image, *params, exact=self.exact, kernel=self.kernel)
 
 
+class RandomShortSide:
+    """The short side to a length drawn uniformly from ``sizes``, both ends included (He et al. 2015, section 3.4).
+
+    params: (height, width) of the resized image.
+    """
+
+    def __init__(self, sizes: Sequence[int] = (256, 480)):
+        self.low, self.high = sizes
+
+    def params(self, key: int, height: int, width: int) -> tuple[int, int]:
+        size = self.low + int(draws.integers(draws.extend_key(key, 0), self.high - self.low + 1))
+        return Resize(size).params(key, height, width)
+
+    def apply(self, image: np.ndarray, params: Params) -> np.ndarray:
+        return images.resize(image, *params)
+
+
+class RandomCrop:
+    """A size x size square at a random place. params: (top, left). A smaller image stays as it is."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def params(self, key: int, height: int, width: int) -> tuple[int, int]:
+        room = (max(side - self.size, 0) + 1 for side in (height, width))
+        top, left = (draws.integers(draws.extend_key(key, k), n) for k, n in enumerate(room))
+        return int(top), int(left)
+
+    def apply(self, image: np.ndarray, params: Params) -> np.ndarray:
+        top, left = params
+        return image[top : top + self.size, left : left + self.size]
+
+
 class CentreCrop:
     """The central size x size; a smaller image is padded with zeros."""
 

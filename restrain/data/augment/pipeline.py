@@ -12,7 +12,15 @@ from restrain.data import images
 from restrain.data.augment.base import BatchOp, Frame, Op
 from restrain.data.augment.colour import ColorJitter, Lighting
 from restrain.data.augment.erasing import RandomErasing
-from restrain.data.augment.geometry import CentreCrop, Flip, PadCrop, RandomResizedCrop, Resize
+from restrain.data.augment.geometry import (
+    CentreCrop,
+    Flip,
+    PadCrop,
+    RandomCrop,
+    RandomResizedCrop,
+    RandomShortSide,
+    Resize,
+)
 from restrain.data.augment.policies import AutoAugment, RandAugment, ThreeAugment, TimmRandAugment, TrivialAugment
 from restrain.errors import UserError, nearest
 from restrain.recipe.policy import parse_policy
@@ -101,6 +109,8 @@ def _rand_augment(op: Any, frame: Frame) -> Op:
 BUILDERS: dict[str, Callable[[Any, Frame], Op]] = {
     "random_resized_crop": lambda op, frame: RandomResizedCrop(frame.size, op.scale, op.ratio, op.interpolation),
     "resize": lambda op, frame: Resize(op.size),
+    "random_short_side": lambda op, frame: RandomShortSide(op.sizes),
+    "random_crop": lambda op, frame: RandomCrop(op.size),
     "centre_crop": lambda op, frame: CentreCrop(op.size),
     "pad_crop": lambda op, frame: PadCrop(op.padding),
     "shift": lambda op, frame: PadCrop(op.pixels),
