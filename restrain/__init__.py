@@ -4,7 +4,7 @@ import importlib
 
 __version__ = "0.1.0"
 
-_PUBLIC = ("load", "open_run", "runs", "Run")
+_PUBLIC = ("load", "open_run", "runs", "Run", "fit", "Callback", "Classify")
 
 
 def __getattr__(name: str):

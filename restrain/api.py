@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -24,9 +25,21 @@ from restrain.run.summary import Summary, find_runs, summarise
 if TYPE_CHECKING:
     from torch import nn
 
+    from restrain.models.foreign import Build
+    from restrain.training.classify import Classify
     from restrain.training.evaluate_run import Evaluation
+    from restrain.training.from_script import fit
+    from restrain.training.own import Callback
 
-__all__ = ["Run", "load", "open_run", "runs"]
+__all__ = ["Callback", "Classify", "Run", "fit", "load", "open_run", "runs"]
+
+_HEAVY = {"fit": "from_script", "Callback": "own", "Classify": "classify"}  # these import torch and Lightning
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HEAVY:
+        return getattr(importlib.import_module(f"restrain.training.{_HEAVY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @dataclass(frozen=True)
@@ -79,15 +92,15 @@ class Run:
         found = (self.path / "checkpoints").glob("step-*[0-9]")
         return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
-    def model(self, weights: str = "auto") -> nn.Module:
+    def model(self, weights: str = "auto", build: Build | None = None) -> nn.Module:
         """The network with the weights of the best checkpoint, in evaluation mode on the CPU.
 
         weights: ``ema``, ``raw``, or ``auto``: the moving average where the run keeps one. It takes normalised images
-        [B, C, H, W] and gives logits [B, K].
+        [B, C, H, W] and gives logits [B, K]. ``build``: what :func:`fit` was given as ``model``, where it was.
         """
         from restrain.training.loaded import load_weights
 
-        return load_weights(self.path, weights).model
+        return load_weights(self.path, weights, build).model
 
     def evaluate(self, *overrides: str) -> Evaluation:
         """Exact metrics of the best checkpoint, on other sizes or another set by ``key=value``."""

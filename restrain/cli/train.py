@@ -1,8 +1,6 @@
 """``restrain train`` and ``restrain resume``: from arguments to a run folder, and to the ranks that train in it."""
 
-import os
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,84 +57,13 @@ def resume(folder: Folder, overrides: Overrides = None, allow: Allow = None) -> 
     return _run(load(str(lock), overrides or []), folder, allow or [], None)
 
 
-def _run(resolved: Any, run: Path | None, allow: list[str], start: str | None) -> int:
-    from restrain.parallel import launch, world
+def _run(resolved: Any, run: Path | None, allow: list[str], fork: str | None) -> int:
+    from restrain.training.starting import start
 
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are stack traces; what they mean we say
-    here = world.from_environment()
-    if here.launcher == "restrain":
-        launch.die_with_parent()
-    folder = run or _default_folder(resolved, here)
-    size = here.size if here.launcher != "single" else _local_ranks(resolved.recipe)
-    _check_size(resolved.recipe, here, size)
-    if size > here.size:
-        command = [sys.executable, "-m", "restrain", *sys.argv[1:]]
-        return launch.supervise(command if run else [*command, "--run", str(folder)], size)
-
-    fork = None
-    if start is not None:
-        from restrain.training.forks import fork_of
-
-        fork = fork_of(start, folder)
-    from restrain.training.fit import fit
-
-    result = fit(resolved, folder, here, allow=allow, fork=fork)
-    if here.rank == 0:
-        _report(resolved.recipe, folder, result)
-    return result.exit_code
-
-
-def _default_folder(resolved: Any, here: Any) -> Path:
-    """``runs/RECIPE/DATE-TIME-HASH``; under Slurm ``runs/RECIPE/JOB[_TASK]``, so that a requeued job finds its run."""
-    import hashlib
-
-    from restrain.errors import UserError
-    from restrain.recipe import to_yaml
-
-    base = Path("runs") / resolved.name
-    if job := os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID"):
-        task = os.environ.get("SLURM_ARRAY_TASK_ID")
-        return base / (f"{job}_{task}" if task else job)
-    if here.launcher == "torchrun":
-        raise UserError(
-            "Under torchrun, name the run folder with --run DIR: ranks cannot agree on one made from the time. A -- in "
-            "front of the command keeps torchrun from taking --run for an option of its own: torchrun ... -m restrain "
-            "-- train RECIPE --run DIR."
-        )
-    digest = hashlib.sha256(to_yaml(resolved.recipe).encode()).hexdigest()[:6]
-    return base / f"{datetime.now():%Y%m%d-%H%M%S}-{digest}"
-
-
-def _local_ranks(recipe: Any) -> int:
-    """How many processes this command starts here: ``parallel.devices``, or one a GPU, or one."""
-    devices = recipe.parallel.devices
-    if recipe.parallel.strategy == "single":
-        return 1
-    if devices != "auto":
-        return devices
-    if recipe.parallel.accelerator == "cpu" or not any(Path("/dev").glob("nvidia[0-9]*")):
-        return 1
-    import torch
-
-    from restrain.data.order import allowed_worlds
-
-    count = torch.cuda.device_count()
-    return max([n for n in allowed_worlds(recipe.batch.global_, recipe.batch.group) if n <= count], default=1)
-
-
-def _check_size(recipe: Any, here: Any, size: int) -> None:
-    from restrain.data.order import check_world
-    from restrain.errors import UserError
-
-    nodes, strategy = recipe.parallel.nodes, recipe.parallel.strategy
-    if here.launcher == "single" and nodes not in ("auto", 1):
-        raise UserError(
-            f"parallel.nodes={nodes}, but this command was started on one node. Start it on all nodes with srun "
-            f"(slurm/ has scripts) or torchrun."
-        )
-    if strategy == "single" and size > 1:
-        raise UserError(f"parallel.strategy=single, but there are {size} processes. Use ddp or auto.")
-    check_world(recipe.batch.global_, recipe.batch.group, size)
+    started = start(resolved, [sys.executable, "-m", "restrain", *sys.argv[1:]], run=run, allow=allow, fork=fork)
+    if started.result is not None and started.world.rank == 0:
+        _report(resolved.recipe, started.folder, started.result)
+    return started.exit_code
 
 
 def _report(recipe: Any, folder: Path, result: Any) -> None:

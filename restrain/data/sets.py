@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from restrain import packages
 from restrain.data.digits import DigitsSource
 from restrain.data.indexing import Reporter, check_none_missing, index_folder, index_shards, list_classes, match_shards
 from restrain.data.reader import Source
@@ -23,6 +24,9 @@ def open_source(
     """
     if data.name == "digits":
         return DigitsSource(split, classes)
+    if data.name == "package":
+        wanted = data.train if split == "train" else data.eval
+        return None if wanted is None else packages.find("data.set", data.set)(data, wanted, classes)
     if data.root is None:
         raise UserError(
             f"data.root is not set: data.name={data.name} needs the folder of the data set. Give data.root=FOLDER on "

@@ -1,4 +1,4 @@
-"""Giving a timm model the block contract: residual blocks, keyed drop paths, grouped BatchNorm.
+"""Giving a model that is not ours the block contract: residual blocks, keyed drop paths, grouped BatchNorm.
 
 Modules keep their parameters, their buffers and their names, so a state dict is timm's before and after. A block and a
 BatchNorm change their class, as FSDP2's ``fully_shard`` changes that of what it shards.
@@ -128,6 +128,8 @@ def _mark_blocks(model: nn.Module) -> None:
     pending = list(reversed(list(model.children())))
     while pending:
         module = pending.pop()
+        if isinstance(module, ResidualBlock):
+            continue  # written for us
         if _is_block(module):
             module.__class__ = _as_block(type(module))
         else:
@@ -166,8 +168,11 @@ def parts(model: nn.Module, part: str) -> list[nn.Module | nn.Parameter]:
     return found
 
 
+HEADS = ("head", "fc", "classifier")  # what a model that does not say it calls its own
+
+
 def head_names(model: nn.Module) -> list[str]:
     """The dotted names of the classifier's modules; of some models there are two (a distillation token's)."""
-    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    names = getattr(model, "pretrained_cfg", {}).get("classifier") or HEADS
     names = (names,) if isinstance(names, str) else tuple(names)
     return [name for name in names if any(path == name for path, _ in model.named_modules())]

@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from restrain import packages
 from restrain.errors import UserError, nearest
 
+from .foreign import SCRIPT, Build, build_own
 from .init import init_model
 from .norm import GroupedBatchNorm
 from .residual import drop_rate, join_class, residual_blocks
@@ -31,25 +33,29 @@ KEYS = (
 )
 
 
-def build_model(mapping: Mapping[str, Any], seed: int = 0, sides: Sequence[int] = ()) -> nn.Module:
+def build_model(
+    mapping: Mapping[str, Any], seed: int = 0, sides: Sequence[int] = (), own: Build | None = None
+) -> nn.Module:
     """The model of a recipe's ``model`` section, ``{name, classes, in_chans, join, ...}``; :data:`KEYS` names all.
 
     Under ``torch.device("meta")`` nothing is allocated (see ``materialise``); otherwise the weights are those that
     ``init_model`` makes of ``seed``. No generator is read. ``sides``: sides in pixels of the images that the model will
-    see, that of training first; a timm model may need them (:func:`.zoo.build_timm`). ``init`` is not looked at here.
-    UserError for a key or value that does not exist.
+    see, that of training first; a timm model may need them (:func:`.zoo.build_timm`). ``own``: what builds a model of
+    the name ``script/...``. ``init`` is not looked at here. UserError for a key or value that does not exist.
     """
     for key in mapping:
         if key not in KEYS:
             raise UserError(f"model.{key} does not exist; its keys are {', '.join(KEYS)}.{nearest(key, KEYS)}")
     name = mapping.get("name")
-    if name not in MODELS and not is_timm(name):
+    if name not in MODELS and not is_foreign(name):
         guess = nearest(str(name), MODELS) or f" One of timm's is written {PREFIX}{name}."
         raise UserError(f"model.name is {name!r}; the models are {', '.join(MODELS)}.{guess}")
     if "classes" not in mapping:
         raise UserError("model.classes is missing: the number of classes.")
-    if is_timm(name):
-        model = build_timm(mapping, seed, sides)
+    if is_foreign(name):
+        model = (
+            build_timm(mapping, seed, sides) if is_timm(name) else build_own(_code_of(name, own), mapping, seed, sides)
+        )
         freeze(model, mapping.get("freeze") or [])
         return model
     model = MODELS[str(name)](mapping)
@@ -57,6 +63,24 @@ def build_model(mapping: Mapping[str, Any], seed: int = 0, sides: Sequence[int] 
         init_model(model, seed)
     freeze(model, mapping.get("freeze") or [])
     return model
+
+
+def is_foreign(name: Any) -> bool:
+    """Whether a model's name is that of code that is not ours: timm's, a package's or a script's."""
+    return isinstance(name, str) and "/" in name
+
+
+def _code_of(name: Any, own: Build | None) -> Build:
+    """What builds a model of a package or a script."""
+    if not name.startswith(SCRIPT):
+        return packages.find("model.name", name)
+    if own is None:
+        raise UserError(
+            f"model.name is {name}: the code of this network is in the script that started the run, and nowhere else. "
+            f"Run that script again to go on with it; in Python, give the function: restrain.open_run(RUN).model("
+            f"build={name.removeprefix(SCRIPT)})."
+        )
+    return own
 
 
 def build_resnet(spec: ResNetSpec, mapping: Mapping[str, Any]) -> ResNet:

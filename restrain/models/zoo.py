@@ -1,7 +1,6 @@
 """Any of timm's models by name (``timm/convnext_tiny``), through the block contract of our own.
 
-timm is imported when a model of it is built. The constructor is timm's, with its own initialisation drawn from keys;
-what then differs is where randomness comes from and how BatchNorm counts (:mod:`.adopt`), never what a layer computes.
+timm is imported when a model of it is built. How its models keep the contract is :mod:`.foreign`'s matter.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +15,7 @@ from torch import nn
 
 from restrain.errors import UserError, nearest
 
-from .keyed import KeyedDraws
-from .residual import named_joins
+from .foreign import MISFITS, Wish, keep_contract, no_drop_path, unfit
 
 PREFIX = "timm/"
 # Options of our own models that timm's have no place for, with the value that asks for nothing.
@@ -28,17 +25,6 @@ OWN_OPTIONS = {"zero_init": "auto", "stem": "basic", "downsample": "conv", "blur
 def is_timm(name: Any) -> bool:
     """Whether a model's name is that of one of timm's."""
     return isinstance(name, str) and name.startswith(PREFIX)
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What is asked of timm. ``name`` is without prefix, with the tag of its weights where one is given."""
-
-    name: str
-    classes: int
-    in_chans: int
-    rate: float
-    sides: tuple[int, ...]
 
 
 def build_timm(mapping: Mapping[str, Any], seed: int, sides: Sequence[int] = ()) -> nn.Module:
@@ -53,45 +39,9 @@ def build_timm(mapping: Mapping[str, Any], seed: int, sides: Sequence[int] = ())
         UserError: timm has no such model, or it cannot keep the contract; what is in the way is named.
     """
     wish = _wish(mapping, tuple(sides))
-    shown = PREFIX + wish.name
-    from .adopt import adopt  # imports timm
-    from .trial import copy_marks
-
     with torch.device("meta"):
         plan, options = _create(wish)
-        notices = adopt(plan, shown)
-        _check_drops(plan, wish)
-        notices += _tried(plan, wish)
-    if torch.get_default_device().type == "meta":
-        model = plan
-    else:
-        with torch.device("cpu"), KeyedDraws(seed):
-            model = _call(wish, options)
-        adopt(model, shown)
-        copy_marks(plan, model)
-    model.notices = notices  # pyright: ignore[reportArgumentType]
-    return model
-
-
-def _check_drops(model: nn.Module, wish: Wish) -> None:
-    drops = any(join.drops for _, join in named_joins(model))
-    if wish.rate and not drops:
-        raise UserError(_no_drop_path(wish))
-    if drops and not wish.rate:
-        raise UserError(f"model.drop_path.rate is 0, but {PREFIX}{wish.name} drops paths at rates of its own.")
-
-
-def _tried(model: nn.Module, wish: Wish) -> list[str]:
-    """A trial of the model where its images are known; what it wants to be told."""
-    from .trial import trial
-
-    if not wish.sides:
-        return []
-    shown = PREFIX + wish.name
-    try:
-        return trial(model, shown, wish.classes, wish.in_chans, wish.sides)
-    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
-        raise UserError(_unfit(shown, wish.sides, error)) from None
+    return keep_contract(plan, lambda: _call(wish, options), wish, seed)
 
 
 def _wish(mapping: Mapping[str, Any], sides: tuple[int, ...]) -> Wish:
@@ -109,7 +59,7 @@ def _wish(mapping: Mapping[str, Any], sides: tuple[int, ...]) -> Wish:
         raise UserError(f"model.drop_path.decay is {drop['decay']!r}, but timm/{name} has timm's own rule: linear.")
     if drop.get("mode", "sample") != "sample":
         raise UserError(f"model.drop_path.mode is {drop['mode']!r}, but timm/{name} drops by sample alone.")
-    return Wish(name, mapping["classes"], mapping.get("in_chans", 3), drop.get("rate", 0.0), sides)
+    return Wish.of(mapping, sides)
 
 
 def _check_name(name: str) -> None:
@@ -152,12 +102,12 @@ def _create(wish: Wish) -> tuple[nn.Module, dict[str, Any]]:
             said = str(error)
             unknown = [key for key in options if f"'{key}'" in said] if "unexpected keyword" in said else []
             if not unknown:
-                raise UserError(_unfit(PREFIX + wish.name, wish.sides, error)) from None
+                raise UserError(unfit(wish, error)) from None
             if "drop_path_rate" in unknown and wish.rate:
-                raise UserError(_no_drop_path(wish)) from None
+                raise UserError(no_drop_path(wish)) from None
             options = {key: value for key, value in options.items() if key not in unknown}
-        except (RuntimeError, AssertionError, ValueError, IndexError, KeyError, ZeroDivisionError) as error:
-            raise UserError(_unfit(PREFIX + wish.name, wish.sides, error)) from None
+        except MISFITS as error:
+            raise UserError(unfit(wish, error)) from None
 
 
 def _call(wish: Wish, options: Mapping[str, Any]) -> nn.Module:
@@ -165,19 +115,6 @@ def _call(wish: Wish, options: Mapping[str, Any]) -> nn.Module:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of timm's own deprecations
-        return timm.create_model(wish.name, num_classes=wish.classes, in_chans=wish.in_chans, **options)
-
-
-def _no_drop_path(wish: Wish) -> str:
-    return f"model.drop_path.rate is {wish.rate}, but {PREFIX}{wish.name} has no stochastic depth: leave it at 0."
-
-
-def _unfit(shown: str, sides: Sequence[int], error: Exception) -> str:
-    said = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
-    if not sides:
-        return f"model.name: {shown} cannot be built: {said}."
-    sizes = ", ".join(f"{side} x {side}" for side in dict.fromkeys(sides))
-    return (
-        f"model.name: {shown} does not take images of {sizes} pixels (resolution.train, .eval and .schedule): {said}. "
-        f"Choose a size that the model takes, the same for training and evaluation where it takes one alone."
-    )
+        return timm.create_model(
+            wish.name.removeprefix(PREFIX), num_classes=wish.classes, in_chans=wish.in_chans, **options
+        )

@@ -118,7 +118,10 @@ def _model(recipe: "Recipe") -> Iterator[Problem]:
             yield Problem("model.zero_init", "= true would make a plain network output zero; use auto or false")
     if drop.rate == 0:
         yield from _idle(drop, "decay", "model.drop_path", "model.drop_path.rate is 0")
-    yield from _timm(recipe) if model.name.startswith("timm/") else _own(recipe)
+    if model.name.startswith("timm/"):
+        yield from _timm(recipe)
+    elif "/" not in model.name:
+        yield from _own(recipe)
     for part in model.freeze:
         first, _, last = part.removeprefix("block:").partition("-")
         if last and int(last) < int(first):

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from restrain.errors import nearest
 from restrain.recipe import checks
 from restrain.recipe.base import AsTuple, Auto, Length, Moment, NonNegative, Positive, PositiveFloat, Section, Span
-from restrain.recipe.schema_data import Data
+from restrain.recipe.schema_data import PACKAGE_NAME, Data
 from restrain.recipe.schema_optim import CrossEntropy, Ema, Loss, Optimizer, Schedule
 from restrain.recipe.schema_run import Checkpoint, Evaluate, Expect, Parallel, Profile, Track
 
@@ -30,16 +30,19 @@ OwnModel = Literal[
 ]
 
 
-def _timm_name(value: Any) -> Any:
+def _foreign_name(value: Any) -> Any:
     """A name that is none of ours is meant to be one of timm's, or misspelt: said before the pattern says less."""
-    if isinstance(value, str) and not value.startswith("timm/"):
+    if isinstance(value, str) and "/" not in value:
         ours = get_args(OwnModel)
         meant = nearest(value, ours) or f" Did you mean 'timm/{value}'?"
-        raise ValueError(f"is no model of ours ({', '.join(ours)}); one of timm's is written timm/NAME.{meant}")
+        raise ValueError(
+            f"is no model of ours ({', '.join(ours)}); one of timm's is written timm/NAME, one of an installed package "
+            f"PACKAGE/NAME.{meant}"
+        )
     return value
 
 
-TimmModel = Annotated[str, Field(pattern=r"^timm/[A-Za-z0-9_.-]+$"), BeforeValidator(_timm_name)]
+ForeignModel = Annotated[str, Field(pattern=PACKAGE_NAME), BeforeValidator(_foreign_name)]
 
 
 class NoJoin(Section):
@@ -92,9 +95,9 @@ class Init(Section):
 class Model(Section):
     """The network."""
 
-    name: OwnModel | TimmModel = Field(
-        description="ImageNet sizes (resnet50) or CIFAR sizes (cifar_resnet20), He et al. 2015; or any of timm's, as "
-        "timm/convnext_tiny."
+    name: OwnModel | ForeignModel = Field(
+        description="ImageNet sizes (resnet50) or CIFAR sizes (cifar_resnet20), He et al. 2015; any of timm's, as "
+        "timm/convnext_tiny; or one of an installed package, as PACKAGE/NAME."
     )
     classes: Annotated[int, Field(ge=2)] = Field(description="Number of classes.")
     in_chans: Positive = Field(default=3, description="Channels of the input: 3 for colour, 1 for grey.")
@@ -172,7 +175,10 @@ class Batch(Section):
 class Recipe(Section):
     """Everything that defines a run. Keys in the order in which a recipe is read."""
 
-    task: Literal["classify"] = Field(default="classify", description="What is learned: image classification.")
+    task: Literal["classify"] | Annotated[str, Field(pattern=PACKAGE_NAME)] = Field(
+        default="classify",
+        description="What is learned: image classification, or what PACKAGE/NAME of an installed package says.",
+    )
     model: Model = Field(description="The network.")
     data: Data = Field(description="Where samples come from and how they are augmented.")
     resolution: Resolution = Field(default=Resolution(), description="Image sizes.")

@@ -8,6 +8,7 @@ from restrain.recipe.base import AsTuple, Auto, NonNegative, Positive, PositiveF
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+PACKAGE_NAME = r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$"
 Channels = Annotated[tuple[Unit, ...], AsTuple, Field(min_length=1)]
 Scales = Annotated[tuple[Annotated[float, Field(gt=0)], ...], AsTuple, Field(min_length=1)]
 Range = Annotated[tuple[PositiveFloat, PositiveFloat], AsTuple]
@@ -216,6 +217,15 @@ class WebDataset(_Photographs):
     eval: str | None = Field(default="val-*.tar", description="Shards below `root` for evaluation; null: none.")
 
 
+class Package(_Photographs):
+    """A set that an installed package reads: an entry point of the group `restrain.data`."""
+
+    name: Literal["package"]
+    set: Annotated[str, Field(pattern=PACKAGE_NAME)] = Field(description="PACKAGE/NAME of the entry point.")
+    train: str = Field(default="train", description="What the package is asked for to train on.")
+    eval: str | None = Field(default="val", description="What it is asked for to evaluate on; null: nothing.")
+
+
 class Digits(_Data):
     """1,797 handwritten digits of 8 x 8 pixels from scikit-learn, 360 of them held out: nothing to download."""
 
@@ -224,4 +234,4 @@ class Digits(_Data):
     std: Scales = Field(default=(0.3761,), description="Standard deviation of the channel, pixels being 0 to 1.")
 
 
-Data = Annotated[Folder | WebDataset | Digits, Field(discriminator="name")]
+Data = Annotated[Folder | WebDataset | Package | Digits, Field(discriminator="name")]

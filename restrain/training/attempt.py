@@ -31,6 +31,7 @@ from restrain.training.border import Border
 from restrain.training.classify import Classify
 from restrain.training.evaluate import evaluate
 from restrain.training.opening import Opening
+from restrain.training.own import Own
 from restrain.training.placement import Placement
 from restrain.training.recorder import Recorder
 from restrain.training.state import RunState
@@ -49,6 +50,7 @@ class Attempt:
     where: Placement
     data: build.Data
     opened: Opening
+    own: Own
 
     @property
     def circumstances(self) -> dict[str, Any]:
@@ -148,6 +150,7 @@ class Attempt:
             every=build.every(cadence, plan, total),
             seconds=cadence.seconds() if cadence.is_wall_clock else None,
             pixels=self.recipe.track.pixels,
+            callbacks=self.own.callbacks,
         )
 
     def mirrors(self, state: RunState, progress: Progress) -> list[Mirror]:

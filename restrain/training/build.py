@@ -21,10 +21,10 @@ from restrain.data.order import ORDER_VERSION, Order, Plan, Segment, resolve_shu
 from restrain.data.progressive import Sides
 from restrain.data.reader import BadSample, Source
 from restrain.errors import UserError, WorldError
-from restrain.models.build import build_model
+from restrain.models.build import build_model, is_foreign
+from restrain.models.foreign import Build
 from restrain.models.init import materialise
 from restrain.models.norm import set_group
-from restrain.models.zoo import is_timm
 from restrain.optim import schedules
 from restrain.optim.ema import Ema
 from restrain.optim.optimizers import build_optimizer
@@ -35,6 +35,7 @@ from restrain.recipe.checks import DIGITS_SIDE
 from restrain.recipe.durations import Duration
 from restrain.training.border import Cadence
 from restrain.training.classify import Classify, build_loss
+from restrain.training.own import Own
 from restrain.training.placement import Placement
 from restrain.training.state import RunState
 
@@ -175,15 +176,16 @@ def image_sides(recipe: Recipe) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def build_model_on(recipe: Recipe, device: torch.device, seed: int) -> nn.Module:
+def build_model_on(recipe: Recipe, device: torch.device, seed: int, own: Build | None = None) -> nn.Module:
     """The recipe's model on its device: built without memory, then filled by keyed initialisation.
 
-    A timm model fills itself while it is constructed, from keys as well: it is built on the host.
+    A model that is not ours fills itself while it is constructed, from keys as well: it is built on the host. ``own``:
+    what builds a script's.
     """
     section = recipe.model.model_dump()
     dtype = precision.dtype_of_weights(recipe.precision)
-    if is_timm(recipe.model.name):
-        model = build_model(section, seed, image_sides(recipe)).to(dtype).to(device)
+    if is_foreign(recipe.model.name):
+        model = build_model(section, seed, image_sides(recipe), own).to(dtype).to(device)
     else:
         with torch.device("meta"):
             model = build_model(section)
@@ -193,14 +195,16 @@ def build_model_on(recipe: Recipe, device: torch.device, seed: int) -> nn.Module
     return model
 
 
-def build_task(recipe: Recipe, data: Data, device: torch.device) -> Classify:
+def build_task(recipe: Recipe, data: Data, device: torch.device, own: Own | None = None) -> Classify:
     """Model, loss and normalisation, with frozen parts, recomputation and compilation applied in that order."""
-    model = build_model_on(recipe, device, recipe.seed)
+    own = own or Own()
+    model = build_model_on(recipe, device, recipe.seed, own.model)
     if recipe.parallel.remat == "block":
         blocks.apply_remat(model)
     if recipe.parallel.compile == "block":
         blocks.apply_compile(model)
-    return Classify(model, build_loss(recipe.loss), data.mean, data.std).to(device)
+    make = own.make_task(recipe)
+    return make(model, build_loss(recipe.loss), data.mean, data.std).to(device)
 
 
 def build_state(recipe: Recipe, task: Classify, plan: Plan, total: int, device: torch.device) -> RunState:

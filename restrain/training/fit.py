@@ -27,6 +27,7 @@ from restrain.run.lease import Lease
 from restrain.training import build, forks, lightning, opening, placement, start_weights
 from restrain.training.attempt import Attempt
 from restrain.training.opening import Opening
+from restrain.training.own import Own
 from restrain.training.step import Run, StepSettings
 
 
@@ -51,12 +52,13 @@ def fit(
     *,
     allow: Sequence[str] = (),
     fork: Path | None = None,
+    own: Own | None = None,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
 ) -> Result:
     """Train ``resolved`` in the run folder ``path``, from wherever it stands, until it is done or told to leave."""
     if world.rank:
         say = lambda text: None  # noqa: E731
-    recipe = resolved.recipe
+    recipe, own = resolved.recipe, own or Own()
     device = placement.device_of(recipe, world)
     _choose_algorithms(recipe.deterministic)
     distributed.connect(world, device)
@@ -65,18 +67,18 @@ def fit(
     lease = Lease(folder.path) if world.rank == 0 else None
     try:
         data = _open_data(recipe, told)
-        settled, layout = told.first_rank(lambda: _settle(recipe, folder, data, world, device, fork))
+        settled, layout = told.first_rank(lambda: _settle(recipe, folder, data, world, device, fork, own))
         recipe = opening.settle(recipe, settled)
         distributed.refuse_unequal(world, hashlib.sha256(to_yaml(recipe).encode()).hexdigest())
         where = placement.Placement(**layout | {"device": str(device)})
         torch.set_num_threads(where.threads)
-        opened = Opening(**told.first_rank(lambda: _open(folder, lease, recipe, resolved, data, allow, fork)))
+        opened = Opening(**told.first_rank(lambda: _open(folder, lease, recipe, resolved, data, allow, fork, own)))
         if opened.finished:
             info = folder.read_info()
             say(f"{path} is finished: {_reached(info)}")
             return Result(0, "finished", opened.step, info.get("metrics", {}), already=True)
         folder.join_attempt(opened.attempt)
-        return _train(Attempt(recipe, folder, lease, world, device, where, data, opened), say)
+        return _train(Attempt(recipe, folder, lease, world, device, where, data, opened, own), say)
     except RuntimeError as error:
         raise distributed.explained(error, world) from error
     finally:
@@ -107,24 +109,31 @@ def _open_data(recipe: Recipe, told: distributed.Told) -> build.Data:
 
 
 def _settle(
-    recipe: Recipe, folder: RunFolder, data: build.Data, world: World, device: torch.device, fork: Path | None
+    recipe: Recipe,
+    folder: RunFolder,
+    data: build.Data,
+    world: World,
+    device: torch.device,
+    fork: Path | None,
+    own: Own,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What each ``auto`` becomes, and the placement. On rank 0, so that all ranks have the same, and one tells what
     cannot be."""
     autos = opening.autos(recipe, build.resolved_autos(recipe, data, device), folder.lock_file)
     forks.check_start(recipe, int(data.train.counts.sum()), fork)
-    start_weights.check(recipe, folder, fork, build.image_sides(recipe))
+    start_weights.check(recipe, folder, fork, build.image_sides(recipe), own.model)
     return autos, placement.place(recipe, world, device, data.pixels).as_dict()
 
 
 def _open(
-    folder: RunFolder, lease: Lease | None, recipe: Recipe, resolved: Resolved, data: build.Data, allow, fork
+    folder: RunFolder, lease: Lease | None, recipe: Recipe, resolved: Resolved, data: build.Data, allow, fork, own: Own
 ) -> dict:
     assert lease is not None
     folder.create()
     taken = lease.acquire()
     identity = build.identity(resolved.name, recipe, data) | start_weights.identity(recipe, folder)
-    opened = opening.open_run(folder, recipe, identity, allow=allow, fork=fork)
+    identity |= own.identity(recipe)
+    opened = opening.open_run(folder, recipe, identity, allow=allow, fork=fork, own=own.model)
     folder.update_info({"recipe": resolved.name, "changes": _changes(folder, resolved, opened)})
     if taken:
         opened.notices.insert(0, taken)
@@ -155,7 +164,7 @@ def _train(attempt: Attempt, say: Callable[[str], None]) -> Result:
     recipe, folder, world, opened = attempt.recipe, attempt.folder, attempt.world, attempt.opened
     reader = checkpoint.Reader(Path(opened.checkpoint)) if opened.checkpoint else None
     plan = build.build_plan(recipe, attempt.data, reader.scalars["segments"] if reader else [])
-    task = build.build_task(recipe, attempt.data, attempt.device)
+    task = build.build_task(recipe, attempt.data, attempt.device, attempt.own)
     opened.notices += getattr(task.model, "notices", [])
     if reader is None:
         opened.notices += start_weights.begin(recipe, task.model, folder)

@@ -11,6 +11,7 @@ import torch
 from restrain.data.order import Plan, Segment
 from restrain.errors import UserError, WorldError
 from restrain.models.build import build_model
+from restrain.models.foreign import Build
 from restrain.optim.optimizers import state_slots
 from restrain.recipe import Recipe
 from restrain.run import checkpoint, lockfile
@@ -97,12 +98,12 @@ def check_start(recipe: Recipe, samples: int, fork: Path | None) -> None:
         )
 
 
-def check_allowed(recipe: Recipe, at: Path) -> None:
+def check_allowed(recipe: Recipe, at: Path, own: Build | None = None) -> None:
     """Raises UserError where a change that was allowed asks for another network than the run's checkpoint holds."""
     with checkpoint.Reader(at) as reader:
         stored = {name: tuple(entry["shape"]) for name, entry in reader.manifest["tensors"].items()}
         step = reader.step
-    if misfit := _misfit(recipe, stored):
+    if misfit := _misfit(recipe, stored, own):
         raise UserError(
             f"--allow: {at} does not fit the changed recipe: {misfit}. Model, optimizer and ema are those that a run "
             f"began with; nothing was changed."
@@ -114,10 +115,10 @@ def check_allowed(recipe: Recipe, at: Path) -> None:
         )
 
 
-def _misfit(recipe: Recipe, stored: dict[str, tuple[int, ...]]) -> str | None:
+def _misfit(recipe: Recipe, stored: dict[str, tuple[int, ...]], own: Build | None = None) -> str | None:
     """The first difference between what a checkpoint holds and what the recipe's model and optimizer need."""
     with torch.device("meta"):
-        model = build_model(recipe.model.model_dump(), sides=image_sides(recipe))
+        model = build_model(recipe.model.model_dump(), sides=image_sides(recipe), own=own)
     wanted = {f"{name}|param": tuple(p.shape) for name, p in model.named_parameters()}
     for name, shape in wanted.items():
         plain = name.removesuffix("|param")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from restrain.errors import UserError, WorldError
+from restrain.models.foreign import Build
 from restrain.parallel import precision
 from restrain.recipe import Recipe, load
 from restrain.run import checkpoint, lockfile
@@ -67,8 +68,9 @@ def locate(path: Path) -> Located:
     raise UserError(f"{path} is neither a run folder nor a checkpoint in one (runs/.../checkpoints/step-N).")
 
 
-def load_weights(path: Path, weights: str = "auto") -> Loaded:
-    """The model of a run with its weights. ``weights``: ``ema``, ``raw``, or ``auto``: the average where there is one.
+def load_weights(path: Path, weights: str = "auto", own: Build | None = None) -> Loaded:
+    """The model of a run with its weights. ``weights``: ``ema``, ``raw``, or ``auto``: the average where there is one;
+    ``own``: what builds a network of a script.
 
     Raises UserError for an average that the run does not keep.
     """
@@ -79,7 +81,7 @@ def load_weights(path: Path, weights: str = "auto") -> Loaded:
         raise UserError(f"{located.run} keeps no moving average (ema is null). Use --weights raw.")
     averaged = recipe.ema is not None and weights != "raw"
     plain = recipe.model_copy(update={"model": recipe.model.model_copy(update={"init": None})})
-    model = build.build_model_on(plain, torch.device("cpu"), recipe.seed)
+    model = build.build_model_on(plain, torch.device("cpu"), recipe.seed, own)
     with checkpoint.Reader(located.checkpoint) as reader:
         kinds = ("ema",) if averaged else ("param", "buffer")
         live = model.state_dict(keep_vars=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 from restrain import __version__
 from restrain.errors import UserError, WorldError, nearest
+from restrain.models.foreign import Build
 from restrain.recipe import Recipe, differences, is_placement, leaves, load, to_yaml
 from restrain.recipe.checks import show
 from restrain.run import checkpoint, journal, lockfile
@@ -62,6 +63,8 @@ _MEANING = {
     "lock.fingerprint": " (a hash of the training data)",
     "lock.samples": " (the number of training samples)",
     "lock.decoder": " (what decodes images)",
+    "lock.model_code": " (the source of the network)",
+    "lock.task_code": " (the source of the task)",
     "lock.order_version": " (the rule that orders samples)",
 }
 
@@ -121,6 +124,7 @@ def open_run(
     *,
     allow: Sequence[str] = (),
     fork: Path | None = None,
+    own: Build | None = None,
 ) -> Opening:
     """Create the run or find where it goes on; afterwards journal and ledger end at the checkpoint. Under the lease."""
     text = folder.read_lock()
@@ -137,7 +141,7 @@ def open_run(
     notices = [f"passed over: {problem}; going on from step {found.step}" for problem in found.problems]
     notices += _gaps(folder, found.step, every_step=str(recipe.track.every) == "1st")
     if interventions and found.path is not None:
-        forks.check_allowed(recipe, found.path)
+        forks.check_allowed(recipe, found.path, own)
     attempt = folder.begin_attempt()
     found = checkpoint.clean(folder.checkpoints, attempt, found) or found
     opening = Opening(attempt, found.step or 0, str(found.path) if found.path else None, notices=notices)

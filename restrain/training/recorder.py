@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from restrain.data.order import Plan
 from restrain.errors import WorldError
@@ -13,7 +15,7 @@ from restrain.insight.progress import Progress
 from restrain.run import ledger
 from restrain.run.journal import Journal
 from restrain.run.mirrors import Mirror
-from restrain.run.numbers import number
+from restrain.run.numbers import loose, number
 from restrain.training.vector import Reading
 
 
@@ -38,9 +40,11 @@ class Recorder:
         every: Callable[[int], bool],
         seconds: float | None = None,
         pixels: bool = False,
+        callbacks: Sequence[Any] = (),
     ):
         self.journal, self.ledger_file, self.progress, self.mirrors = journal, ledger_file, progress, mirrors
         self.plan, self.every, self.seconds, self.pixels = plan, every, seconds, pixels
+        self.callbacks = callbacks
         self.skipped = 0
         self.last = self.last_line = time.perf_counter()
 
@@ -81,11 +85,26 @@ class Recorder:
                 )
                 + "}"
             )
-        elif not self.due(step):
+        if self.callbacks:
+            self.tell(step, json.loads(line), evaluation)
+        if not evaluation and not self.due(step):
             return
         self.journal.write(line)
         for mirror in self.mirrors:
             mirror.log(step, line)
+
+    def tell(self, step: int, metrics: dict[str, Any], evaluation: Mapping[str, float] | None) -> None:
+        """Tell the callbacks of a step, of the end of its epoch, and of its evaluation, in this order."""
+        metrics = loose(metrics)
+        ended = self.plan.place(step)[1] == 0
+        for one in self.callbacks:
+            for hook, when, values, due in (
+                ("on_step_end", step, metrics, True),
+                ("on_epoch_end", metrics.get("epoch", 0), metrics, ended),
+                ("on_evaluate_end", step, evaluation, evaluation is not None),
+            ):
+                if due and hasattr(one, hook):
+                    getattr(one, hook)(when, values)
 
     def due(self, step: int) -> bool:
         if self.seconds is None:

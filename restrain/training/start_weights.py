@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from restrain.errors import UserError, WorldError
 from restrain.models.build import build_model
+from restrain.models.foreign import Build
 from restrain.models.weights import fit_weights, load_weights
 from restrain.models.zoo import PREFIX, is_timm
 from restrain.recipe import Recipe
@@ -172,7 +173,7 @@ def _timm_name(recipe: Recipe) -> str:
 # ---------------------------------------------------------------------------------------------------- at a run's start
 
 
-def check(recipe: Recipe, folder: RunFolder, fork: Path | None, sides: tuple[int, ...]) -> None:
+def check(recipe: Recipe, folder: RunFolder, fork: Path | None, sides: tuple[int, ...], own: Build | None) -> None:
     """Raises what :func:`begin` would, before a folder is made; nothing where the run has weights of its own."""
     if recipe.model.init is None:
         return
@@ -184,7 +185,7 @@ def check(recipe: Recipe, folder: RunFolder, fork: Path | None, sides: tuple[int
     if folder.exists():
         return
     with torch.device("meta"):
-        model = build_model(recipe.model.model_dump(), sides=sides)
+        model = build_model(recipe.model.model_dump(), sides=sides, own=own)
     _fit(recipe, model, find(recipe))
 
 

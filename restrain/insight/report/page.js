@@ -148,12 +148,13 @@
     });
   }
 
-  // The nearest point of each curve of a chart.
+  // The nearest point of each curve of a chart that reaches as far.
   function point(place, x) {
     const points = [];
     place.data.forEach((trace, curve) => {
       if (trace.hoverinfo === "skip" || !trace.x.length) return;
       let low = 0, high = trace.x.length - 1;
+      if (x < trace.x[0] || x > trace.x[high]) return; // the run is not there
       while (high - low > 1) {
         const middle = (low + high) >> 1;
         if (trace.x[middle] <= x) low = middle; else high = middle;
@@ -161,6 +162,7 @@
       points.push({ curveNumber: curve, pointNumber: Math.abs(trace.x[low] - x) <= Math.abs(trace.x[high] - x) ? low : high });
     });
     if (points.length) Plotly.Fx.hover(place, points);
+    else Plotly.Fx.unhover(place);
   }
 
   const THEMES = ["system", "light", "dark"];

@@ -1,0 +1,120 @@
+"""Models whose code is not ours, timm's or a person's own, under the block contract.
+
+Their constructors are taken as they are, with their own initialisation drawn from keys; what then differs is where
+randomness comes from and how BatchNorm counts (:mod:`.adopt`), never what a layer computes. A trial on the meta device
+(:mod:`.trial`) says before a run whether a step can rely on the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from restrain.errors import UserError
+
+from .keyed import KeyedDraws
+from .residual import named_joins
+
+SCRIPT = "script/"
+Build = Callable[[Mapping[str, Any]], nn.Module]
+# What constructors and forwards raise where they don't take what is asked of them.
+MISFITS = (RuntimeError, AssertionError, ValueError, TypeError, IndexError, KeyError, ZeroDivisionError)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked of a model. ``name``: as the recipe has it; ``rate``: of dropped paths; ``sides``: of the images
+    that it will see in pixels, that of training first; without them it is not tried."""
+
+    name: str
+    classes: int
+    in_chans: int
+    rate: float
+    sides: tuple[int, ...]
+
+    @classmethod
+    def of(cls, mapping: Mapping[str, Any], sides: Sequence[int]) -> Wish:
+        """That of a recipe's ``model`` section."""
+        rate = (mapping.get("drop_path") or {}).get("rate", 0.0)
+        return cls(mapping["name"], mapping["classes"], mapping.get("in_chans", 3), rate, tuple(sides))
+
+
+def build_own(build: Build, mapping: Mapping[str, Any], seed: int, sides: Sequence[int] = ()) -> nn.Module:
+    """The model that a person's ``build(section)`` makes of a recipe's ``model`` section, a plain mapping.
+
+    Under ``torch.device("meta")`` nothing is allocated; otherwise it is built on the CPU, its initial weights its own,
+    drawn from ``seed``. Raises UserError where it cannot keep the contract.
+    """
+    wish = Wish.of(mapping, sides)
+
+    def make() -> nn.Module:
+        model = build(mapping)
+        if not isinstance(model, nn.Module):
+            raise UserError(f"model.name: {wish.name} made {type(model).__name__}, which is no torch.nn.Module.")
+        return model
+
+    with torch.device("meta"):
+        plan = make()
+    return keep_contract(plan, make, wish, seed)
+
+
+def keep_contract(plan: nn.Module, make: Callable[[], nn.Module], wish: Wish, seed: int) -> nn.Module:
+    """``plan``, on the meta device, under the contract; elsewhere one that ``make`` builds anew, on the CPU.
+
+    Its attribute ``notices`` holds what a person should be told.
+    """
+    from .adopt import adopt  # imports timm
+    from .trial import copy_marks
+
+    with torch.device("meta"):
+        notices = adopt(plan, wish.name)
+        _check_drops(plan, wish)
+        notices += _tried(plan, wish)
+    model = plan
+    if torch.get_default_device().type != "meta":
+        with torch.device("cpu"), KeyedDraws(seed):
+            model = make()
+        adopt(model, wish.name)
+        copy_marks(plan, model)
+    model.notices = notices  # pyright: ignore[reportArgumentType]
+    return model
+
+
+def _check_drops(model: nn.Module, wish: Wish) -> None:
+    drops = any(join.drops for _, join in named_joins(model))
+    if wish.rate and not drops:
+        raise UserError(no_drop_path(wish))
+    if drops and not wish.rate:
+        raise UserError(f"model.drop_path.rate is 0, but {wish.name} drops paths at rates of its own.")
+
+
+def _tried(model: nn.Module, wish: Wish) -> list[str]:
+    """A trial of the model where its images are known; what it wants to be told."""
+    from .trial import trial
+
+    if not wish.sides:
+        return []
+    try:
+        return trial(model, wish.name, wish.classes, wish.in_chans, wish.sides)
+    except MISFITS as error:
+        raise UserError(unfit(wish, error)) from error
+
+
+def no_drop_path(wish: Wish) -> str:
+    return f"model.drop_path.rate is {wish.rate}, but {wish.name} has no stochastic depth: leave it at 0."
+
+
+def unfit(wish: Wish, error: Exception) -> str:
+    """Why a model cannot be built, or doesn't take the images."""
+    said = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+    if not wish.sides:
+        return f"model.name: {wish.name} cannot be built: {said}."
+    sizes = ", ".join(f"{side} x {side}" for side in dict.fromkeys(wish.sides))
+    return (
+        f"model.name: {wish.name} does not take images of {sizes} pixels (resolution.train, .eval and .schedule): "
+        f"{said}. Choose a size that the model takes, the same for training and evaluation where it takes one alone."
+    )

@@ -1,0 +1,97 @@
+"""``restrain.fit``: a run from a script or a notebook, with a network, a task or callbacks of one's own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from restrain.errors import UserError
+from restrain.models.foreign import Build
+from restrain.parallel.world import from_environment
+from restrain.recipe import load
+from restrain.run.folder import RunFolder
+from restrain.survival import signals
+from restrain.training import starting
+from restrain.training.classify import Classify
+from restrain.training.fit import Result
+from restrain.training.own import Own
+
+FOR = "RESTRAIN_FIT"  # tells the processes of a script's run which of its runs they were started for
+
+
+def fit(
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    model: Build | None = None,
+    task: Callable[..., Classify] | None = None,
+    callbacks: Sequence[Any] = (),
+    run: str | Path | None = None,
+    allow: Sequence[str] = (),
+    start: str | None = None,
+) -> Result:
+    """Train a recipe, or go on with its run, as ``restrain train`` does.
+
+    Run the same script again after a kill or a signal, with the same ``run``: it goes on from the last checkpoint, and
+    the result is that of an unbroken run.
+
+    Args:
+        recipe: a shipped recipe's name, or a file.
+        overrides: ``key=value``, as on the command line.
+        model: ``build(section) -> torch.nn.Module``, given the recipe's ``model`` section as a plain mapping
+            (``classes``, ``in_chans``, ``join``, ``drop_path``, ...); the module maps images [B, C, H, W] to logits
+            [B, K]. Initial weights are its own, drawn from the recipe's seed. Recipe and lock call it ``script/NAME``,
+            and the lock keeps the SHA-256 of its source file.
+        task: ``(model, loss, mean, std) -> Classify``, such as a subclass of :class:`restrain.Classify` with another
+            ``rows``, the loss of each row.
+        callbacks: objects like :class:`restrain.Callback`.
+        run: the run folder; ``runs/RECIPE/DATE-TIME-HASH`` when not given. Several processes need it.
+        allow: keys that may differ from the run's lock, recorded as interventions.
+        start: ``RUN[@STEP]`` to branch off from.
+
+    Returns:
+        How it ended: ``exit_code`` (0 finished; 75 and 130 saved and stopped by a signal; 3 a tripwire), ``state``,
+        ``step`` and ``metrics``. In a job that may be stopped: ``raise SystemExit(result.exit_code)``.
+
+    Raises:
+        UserError, WorldError: one paragraph that says what, where and what to do.
+    """
+    signals.install()
+    own = Own(model, task, tuple(callbacks))
+    own.check()
+    resolved = load(str(recipe), [*own.overrides(), *overrides])
+    here = from_environment()
+    folder = Path(run) if run is not None else None
+    mine = os.environ.get(FOR)
+    if here.launcher == "restrain" and mine is not None and folder is not None and mine != str(folder.absolute()):
+        return _of(folder, 0)  # another run of the same script, which is done
+    if folder is None and starting.processes(resolved.recipe, here) > 1:
+        raise UserError(
+            "fit(): several processes run this script, and need one name for the run folder: give run=FOLDER."
+        )
+    command = _command()
+    if folder is not None and here.launcher == "single":
+        os.environ[FOR] = str(folder.absolute())
+    try:
+        started = starting.start(resolved, command, run=folder, allow=allow, fork=start, own=own)
+    finally:
+        if here.launcher == "single":
+            os.environ.pop(FOR, None)
+    if here.launcher == "restrain":
+        raise SystemExit(started.exit_code)  # the rest of the script is the business of the process that started this
+    return started.result or _of(started.folder, started.exit_code)
+
+
+def _of(folder: Path, exit_code: int) -> Result:
+    """What a run folder says of how the run ended."""
+    info = RunFolder(folder).read_info()
+    return Result(exit_code, info.get("state", "failed"), info.get("step", 0), info.get("metrics", {}))
+
+
+def _command() -> list[str]:
+    """What starts this script again; only several processes need it."""
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    return [sys.executable, *sys.argv] if main else []

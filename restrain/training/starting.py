@@ -1,0 +1,123 @@
+"""From a resolved recipe to the ranks that train it: the folder, how many processes, and who starts them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from restrain.errors import UserError
+from restrain.parallel import launch
+from restrain.parallel.world import World, from_environment
+from restrain.recipe import Recipe, Resolved, to_yaml
+
+if TYPE_CHECKING:
+    from restrain.training.fit import Result
+    from restrain.training.own import Own
+
+
+@dataclass(frozen=True)
+class Started:
+    """How it ended. ``result``: of this process's own part; None where it only watched over the processes that it
+    started, of which ``exit_code`` is that of the whole."""
+
+    folder: Path
+    world: World
+    exit_code: int
+    result: Result | None
+
+
+def start(
+    resolved: Resolved,
+    command: Sequence[str],
+    *,
+    run: Path | None = None,
+    allow: Sequence[str] = (),
+    fork: str | None = None,
+    own: Own | None = None,
+) -> Started:
+    """Train in this process, or in as many as the recipe asks for, each of which runs ``command``.
+
+    ``run``: the folder, or None for one named after the recipe and the time; it is then added to ``command``.
+    ``fork``: ``RUN[@STEP]`` to branch off from.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are stack traces; what they mean we say
+    here = from_environment()
+    if here.launcher == "restrain":
+        launch.die_with_parent()
+    folder = run or _default_folder(resolved, here)
+    size = processes(resolved.recipe, here)
+    _check_size(resolved.recipe, here, size)
+    if size > here.size:
+        if not command:
+            raise UserError(
+                f"The recipe asks for {size} processes, and a notebook is one. Set parallel.devices=1, or use a script."
+            )
+        code = launch.supervise(command if run else [*command, "--run", str(folder)], size)
+        return Started(folder, here, code, None)
+
+    at = None
+    if fork is not None:
+        from restrain.training.forks import fork_of
+
+        at = fork_of(fork, folder)
+    from restrain.training.fit import fit
+
+    result = fit(resolved, folder, here, allow=allow, fork=at, own=own)
+    return Started(folder, here, result.exit_code, result)
+
+
+def processes(recipe: Recipe, here: World) -> int:
+    """How many processes the run has: those that there are, or those that are to be started."""
+    return here.size if here.launcher != "single" else _local_ranks(recipe)
+
+
+def _default_folder(resolved: Resolved, here: World) -> Path:
+    """``runs/RECIPE/DATE-TIME-HASH``; under Slurm ``runs/RECIPE/JOB[_TASK]``, so that a requeued job finds its run."""
+    base = Path("runs") / resolved.name
+    if job := os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID"):
+        task = os.environ.get("SLURM_ARRAY_TASK_ID")
+        return base / (f"{job}_{task}" if task else job)
+    if here.launcher == "torchrun":
+        raise UserError(
+            "Under torchrun, name the run folder with --run DIR: ranks cannot agree on one made from the time. A -- in "
+            "front of the command keeps torchrun from taking --run for an option of its own: torchrun ... -m restrain "
+            "-- train RECIPE --run DIR."
+        )
+    digest = hashlib.sha256(to_yaml(resolved.recipe).encode()).hexdigest()[:6]
+    return base / f"{datetime.now():%Y%m%d-%H%M%S}-{digest}"
+
+
+def _local_ranks(recipe: Recipe) -> int:
+    """How many processes this command starts here: ``parallel.devices``, or one a GPU, or one."""
+    devices = recipe.parallel.devices
+    if recipe.parallel.strategy == "single":
+        return 1
+    if devices != "auto":
+        return devices
+    if recipe.parallel.accelerator == "cpu" or not any(Path("/dev").glob("nvidia[0-9]*")):
+        return 1
+    import torch
+
+    from restrain.data.order import allowed_worlds
+
+    count = torch.cuda.device_count()
+    return max([n for n in allowed_worlds(recipe.batch.global_, recipe.batch.group) if n <= count], default=1)
+
+
+def _check_size(recipe: Recipe, here: World, size: int) -> None:
+    from restrain.data.order import check_world
+
+    nodes, strategy = recipe.parallel.nodes, recipe.parallel.strategy
+    if here.launcher == "single" and nodes not in ("auto", 1):
+        raise UserError(
+            f"parallel.nodes={nodes}, but this command was started on one node. Start it on all nodes with srun "
+            f"(slurm/ has scripts) or torchrun."
+        )
+    if strategy == "single" and size > 1:
+        raise UserError(f"parallel.strategy=single, but there are {size} processes. Use ddp or auto.")
+    check_world(recipe.batch.global_, recipe.batch.group, size)
