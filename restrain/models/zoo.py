@@ -18,8 +18,8 @@ from restrain.errors import UserError, nearest
 from .foreign import MISFITS, Wish, keep_contract, no_drop_path, unfit
 
 PREFIX = "timm/"
-# Options of our own models that timm's have no place for, with the value that asks for nothing.
-OWN_OPTIONS = {"zero_init": "auto", "stem": "basic", "downsample": "conv", "blurpool": False}
+# Options of our own models that timm's have no place for, with the values that ask for nothing.
+OWN_OPTIONS = {"zero_init": ("auto", False), "stem": ("basic",), "downsample": ("conv",), "blurpool": (False,)}
 
 
 def is_timm(name: Any) -> bool:
@@ -51,8 +51,8 @@ def _wish(mapping: Mapping[str, Any], sides: tuple[int, ...]) -> Wish:
     join = (mapping.get("join") or {}).get("name", "add")
     if join != "add":
         raise UserError(f"model.join.name is {join!r}, but timm/{name} adds its branches itself: it takes add alone.")
-    for key, default in OWN_OPTIONS.items():
-        if mapping.get(key, default) != default:
+    for key, idle in OWN_OPTIONS.items():
+        if mapping.get(key, idle[0]) not in idle:
             raise UserError(f"model.{key} does nothing for timm/{name}: it is an option of our own ResNets.")
     drop = mapping.get("drop_path") or {}
     if drop.get("decay", "linear") != "linear":

@@ -58,7 +58,7 @@
           mode: evaluation ? "lines+markers" : steps.length === 1 ? "markers" : "lines",
           line: { color: run.colour, width: evaluation ? 1 : 1.5, dash: second ? "dot" : "solid" },
           marker: { size: 5, color: run.colour, symbol: second ? "circle-open" : "circle" },
-          hovertemplate: "%{y:.5~g}<extra>%{fullData.name}</extra>",
+          hovertemplate: "%{y:.5~g}  %{fullData.name}<extra></extra>", hoverlabel: { bordercolor: run.colour },
         });
       }
     }
@@ -106,9 +106,9 @@
     const axis = { gridcolor: colour("--line"), zerolinecolor: colour("--line"), linecolor: colour("--line"), automargin: true };
     return {
       ...marks(now), margin: { l: 52, r: 10, t: 16, b: 36 }, hovermode: "x", dragmode: "zoom", uirevision: `${now.axis} ${now.logx} ${log}`,
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour("--ink"), size: 12 }, hoverlabel: { namelength: 40, font: { size: 11 } },
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour("--ink"), size: 12 }, hoverlabel: { namelength: 40, bgcolor: colour("--panel"), font: { size: 11, color: colour("--ink") } },
       xaxis: { ...axis, title: { text: by("axis").selectedOptions[0].text, standoff: 4 }, type: now.logx ? "log" : "linear", showspikes: true,
-        spikemode: "across", spikesnap: "cursor", spikethickness: 1, spikedash: "solid", spikecolor: colour("--faint") },
+        spikemode: "across", spikesnap: "hovered data", spikethickness: -1, spikedash: "solid", spikecolor: colour("--faint") },
       yaxis: { ...axis, title: { text: chart.unit, standoff: 4 }, type: log ? "log" : "linear", ...(cropped ? { range: cropped.range, autorange: false } : { autorange: true }),
         tickformat: chart.id === "wait" ? ".0%" : undefined, rangemode: chart.id === "wait" || chart.id === "throughput" ? "tozero" : "normal" },
     };
