@@ -300,6 +300,27 @@ SIZES = [
 ]
 ARGUMENTS = [
     Case(
+        "A report of a folder that holds no run",
+        ". cannot be reported on: it holds no run; a start that failed early leaves it so. Name run folders; restrain runs lists them.",
+        2,
+        "Name run folders.",
+        lambda place: place.cli("report", "{dir}", "-o", "{dir}/report.html"),
+    ),
+    Case(
+        "No installed package has the network",
+        "model.name: there is no my-package/net. PACKAGE/NAME is an entry point of the group restrain.models. No installed package has any.",
+        2,
+        "Install the package, or correct the name.",
+        digits("model.name=my-package/net", "expect=null"),
+    ),
+    Case(
+        "The network is one of a script",
+        "model.name is script/net: its code is in the script that started the run, and nowhere else. Run that script again, with the same run=, to go on with it.",
+        2,
+        "Run the script.",
+        digits("model.name=script/net", "expect=null"),
+    ),
+    Case(
         "The command is misspelt",
         "There is no command 'trian'. Did you mean 'train'? Commands: recipes, show, why, check, look, train, resume, runs, compare, report, sweep, sync, evaluate, predict, export, schema, completion, data.",
         2,
