@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from restrain.errors import UserError
 from restrain.recipe.fields import fields_of, is_section, join
-from restrain.recipe.nodes import Mapping, Node, Origin, Scalar
+from restrain.recipe.nodes import Mapping, Node, Origin, Scalar, read
 from restrain.recipe.schema import Recipe
 
 _KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -75,6 +75,10 @@ def _put(top: Mapping, keys: list[str], value: Scalar, origin: Origin) -> None:
     for key in sections:
         node.keys[key] = origin
         below = node.entries.get(key)
+        if isinstance(below, Scalar) and below.text.lstrip().startswith("{"):
+            below = read(below.text, below.origin)  # a section that was typed whole, and now one of its keys
+            if isinstance(below, Mapping):
+                node.entries[key] = below
         if not isinstance(below, Mapping):
             below = node.entries[key] = Mapping({}, origin)
         node = below

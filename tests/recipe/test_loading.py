@@ -273,3 +273,10 @@ def test_a_place_says_how_tracking_is_done_and_never_that_it_is(
     assert load("imagenet_resnet50").recipe.track.wandb.mode == "online"
     asked = load("imagenet_resnet50", ["track.wandb.mode=offline", "track.wandb.project=mine"]).recipe.track.wandb
     assert (asked.mode, asked.project) == ("offline", "mine")
+
+
+def test_a_key_over_a_section_that_was_typed_whole_leaves_the_rest_of_it():
+    batch = load("digits_resnet20", ["batch={global: 8, group: 2}", "batch.micro=4"]).recipe.batch
+    assert (batch.global_, batch.group, batch.micro) == (8, 2, 4)
+    batch = load("digits_resnet20", ["batch.micro=4", "batch={global: 8, group: 2}"]).recipe.batch
+    assert (batch.global_, batch.group, batch.micro) == (8, 2, "auto")  # of two values for one key the later counts
