@@ -120,7 +120,7 @@ def _settle(
     """What each ``auto`` becomes, and the placement. On rank 0, so that all ranks have the same, and one tells what
     cannot be."""
     autos = opening.autos(recipe, build.resolved_autos(recipe, data, device), folder.lock_file)
-    forks.check_start(recipe, int(data.train.counts.sum()), fork)
+    forks.check_start(recipe, int(data.train.counts.sum()), fork, own.model)
     start_weights.check(recipe, folder, fork, build.image_sides(recipe), own.model)
     return autos, placement.place(recipe, world, device, data.pixels).as_dict()
 

@@ -68,7 +68,7 @@ def fork_point(text: str) -> Path:
     return folder / f"step-{int(step)}"
 
 
-def check_start(recipe: Recipe, samples: int, fork: Path | None) -> None:
+def check_start(recipe: Recipe, samples: int, fork: Path | None, own: Build | None = None) -> None:
     """Raises UserError where nothing would be trained, or where the checkpoint is that of another network."""
     per_epoch = samples // recipe.batch.global_
     total = recipe.length.steps(per_epoch)
@@ -90,7 +90,7 @@ def check_start(recipe: Recipe, samples: int, fork: Path | None) -> None:
             f"--from: {fork} is after step {step}, and length={recipe.length} ends after step {total}: nothing would "
             f"be trained. Set a longer length, or begin from an earlier step with --from RUN@STEP."
         )
-    misfit = _misfit(recipe, {name: tuple(entry["shape"]) for name, entry in stored.items()})
+    misfit = _misfit(recipe, {name: tuple(entry["shape"]) for name, entry in stored.items()}, own)
     if misfit:
         raise UserError(
             f"--from: {fork} does not fit the recipe: {misfit}. Model, optimizer and ema must be those of the run that "

@@ -211,6 +211,16 @@ def test_changed_code_is_refused_unless_allowed(tmp_path: Path) -> None:
     assert [line["step"] for line in found.lines] == [1, 2]
 
 
+def test_a_branch_and_weights_of_a_run_with_a_network_of_ones_own(tmp_path: Path) -> None:
+    fitted(tmp_path / "run", "length=1ep")
+    branch = fitted(tmp_path / "branch", start=f"{tmp_path / 'run'}@22")
+    assert branch.step == 44
+    assert restrain.open_run(tmp_path / "branch").lines[0]["step"] == 23
+    begun = fitted(tmp_path / "begun", "length=1st", f"model.init.from={tmp_path / 'run'}")
+    fresh = fitted(tmp_path / "fresh", "length=1st")
+    assert begun.metrics["train/loss"] < 0.8 * fresh.metrics["train/loss"]
+
+
 class Late:
     def on_step_ended(self) -> None: ...
 
