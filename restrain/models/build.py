@@ -143,7 +143,10 @@ def _pieces(model: nn.Module, part: str) -> Sequence[nn.Module | nn.Parameter]:
     blocks = [block for _, block in residual_blocks(model)]
     kind, _, span = part.partition(":")
     if kind in ("stem", "head") and not span:
-        return model_part(model, kind)
+        found = model_part(model, kind)
+        if not found:
+            raise UserError(f"model.freeze has {kind}, and the model has no part that is known as one.")
+        return found
     first, _, last = span.partition("-")
     if kind != "block" or not first.isdecimal() or (last and not last.isdecimal()):
         raise UserError(f"model.freeze has {part!r}; it takes stem, head, block:3 or block:0-3.")

@@ -7,10 +7,12 @@ randomness comes from and how BatchNorm counts (:mod:`.adopt`), never what a lay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -49,17 +51,80 @@ def build_own(build: Build, mapping: Mapping[str, Any], seed: int, sides: Sequen
     Under ``torch.device("meta")`` nothing is allocated; otherwise it is built on the CPU, its initial weights its own,
     drawn from ``seed``. Raises UserError where it cannot keep the contract.
     """
-    wish = Wish.of(mapping, sides)
+    wish, section = Wish.of(mapping, sides), Looked(mapping)
 
     def make() -> nn.Module:
-        model = build(mapping)
+        before = generators()
+        try:
+            model = build(section)
+        except UserError:
+            raise
+        except Exception as error:  # anything may happen in code that is not ours
+            said = " ".join(str(error).split())[:300].rstrip(".")
+            raise UserError(
+                f"model.name: {wish.name} cannot be built: {type(error).__name__}: {said}. "
+                f"(It is built without memory first, on torch's meta device: its constructor can fill tensors with "
+                f"torch.nn.init, but not look at their values.)"
+            ) from error
         if not isinstance(model, nn.Module):
             raise UserError(f"model.name: {wish.name} made {type(model).__name__}, which is no torch.nn.Module.")
+        if generators() != before:
+            raise UserError(
+                f"model.name: the constructor of {wish.name} draws from a generator of random or numpy, so its weights "
+                f"would not be those of the recipe's seed. Draw with torch: its fills are drawn from the seed."
+            )
         return model
 
     with torch.device("meta"):
         plan = make()
+    asked = [key for key, idle in OPTIONS.items() if mapping.get(key, idle[0]) not in idle]
+    idle = [key for key in asked if key not in section.seen]
+    if idle:
+        raise UserError(f"model.{idle[0]} does nothing: {wish.name} never looks at it.")
     return keep_contract(plan, make, wish, seed)
+
+
+# What a network of one's own may leave alone, with the values that ask for nothing.
+OPTIONS: dict[str, tuple[Any, ...]] = {
+    "zero_init": ("auto", False),
+    "stem": ("basic",),
+    "downsample": ("conv",),
+    "blurpool": (False,),
+    "join": ({"name": "add"},),
+}
+
+
+class Looked(dict):
+    """A section that knows which of its keys were asked for; all of them, where it was gone through."""
+
+    def __init__(self, section: Mapping[str, Any]):
+        super().__init__(section)
+        self.seen: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.seen.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.seen.add(key)
+        return super().get(key, default)
+
+    def __iter__(self) -> Iterator[str]:
+        self.seen.update(super().keys())
+        return super().__iter__()
+
+    def keys(self) -> KeysView[str]:
+        self.seen.update(super().keys())
+        return super().keys()
+
+    def items(self) -> ItemsView[str, Any]:
+        self.seen.update(super().keys())
+        return super().items()
+
+
+def generators() -> tuple[Any, ...]:
+    """The state of the generators of ``random`` and numpy, which a model must leave as they are."""
+    return random.getstate(), str(np.random.get_state(legacy=False))
 
 
 def keep_contract(plan: nn.Module, make: Callable[[], nn.Module], wish: Wish, seed: int) -> nn.Module:

@@ -6,18 +6,17 @@ On the meta device nothing is computed, so a trial costs as little for a large m
 from __future__ import annotations
 
 import copy
-import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from restrain.errors import UserError
 
+from .foreign import generators
 from .norm import GroupedBatchNorm
 from .residual import DropPath, named_joins, set_factors
 
@@ -61,7 +60,7 @@ def trial(model: nn.Module, name: str, classes: int, in_chans: int, sides: Seque
             than logits [rows, classes].
     """
     calls, rows, undo = _watch(model)
-    states = _generators()
+    states = generators()
     set_factors(model, torch.ones(len(named_joins(model)), ROWS, device="meta"))
     image = torch.empty(ROWS, in_chans, sides[0], sides[0], device="meta")
     try:
@@ -79,7 +78,7 @@ def trial(model: nn.Module, name: str, classes: int, in_chans: int, sides: Seque
     finally:
         undo()
         model.train()
-    if _generators() != states:
+    if generators() != states:
         raise UserError(f"model.name: {name} draws from a process-wide generator in its forward.")
     _mark_spreads(model, name, calls, rows)
     return [*_mark_unused(model, name, calls), *_shared_drops(model, name, calls)]
@@ -91,11 +90,6 @@ def _shared_drops(model: nn.Module, name: str, calls: Counter[int]) -> list[str]
     if not shared:
         return []
     return [f"{name}: {len(shared)} of its drop paths serve several branches of a block, which are dropped together"]
-
-
-def _generators() -> tuple[Any, ...]:
-    """The state of the generators of ``random`` and numpy, which a forward must leave as they are."""
-    return random.getstate(), str(np.random.get_state(legacy=False))
 
 
 def _check_logits(logits: Any, name: str, classes: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -233,6 +234,15 @@ def drawing(section: Mapping[str, Any]) -> nn.Module:
     return Noisy(64, 10)
 
 
+def broken(section: Mapping[str, Any]) -> nn.Module:
+    return nn.Linear(1 // 0, 10)
+
+
+def rolling(section: Mapping[str, Any]) -> nn.Module:
+    np.random.rand()
+    return tiny(section)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -245,12 +255,16 @@ def drawing(section: Mapping[str, Any]) -> nn.Module:
         ({"model": lambda section: nn.Linear(3, 10)}, "does not take images of 8 x 8"),
         ({"model": lambda section: nn.Sequential(nn.Flatten(), nn.Linear(64, 7))}, "does not return logits"),
         ({"model": drawing}, "draws from torch's generator"),
+        ({"model": broken}, "cannot be built: ZeroDivisionError"),
+        ({"model": rolling}, "draws from a generator of random or numpy"),
+        ({"model": tiny, "overrides": ["model.blurpool=true"]}, "blurpool does nothing: script/tiny never looks at it"),
+        ({"model": tiny, "overrides": ["model.freeze=[head]"]}, "no part that is known as one"),
         ({"task": lambda *arguments: nn.Linear(1, 1)}, "which is no restrain Classify"),
     ],
 )
 def test_what_would_not_do_is_refused(given: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
-        fitted(tmp_path / "run", **given)
+        fitted(tmp_path / "run", *given.pop("overrides", ()), **given)
 
 
 # ------------------------------------------------------------------------------------------------ an installed package
