@@ -11,7 +11,7 @@ from torch import nn
 from restrain import packages
 from restrain.errors import UserError, nearest
 
-from .foreign import SCRIPT, Build, build_own
+from .foreign import SCRIPT, Build, build_own, elsewhere
 from .init import init_model
 from .norm import GroupedBatchNorm
 from .residual import drop_rate, join_class, residual_blocks
@@ -75,11 +75,7 @@ def _code_of(name: Any, own: Build | None) -> Build:
     if not name.startswith(SCRIPT):
         return packages.find("model.name", name)
     if own is None:
-        raise UserError(
-            f"model.name is {name}: the code of this network is in the script that started the run, and nowhere else. "
-            f"Run that script again to go on with it; in Python, give the function: restrain.open_run(RUN).model("
-            f"build={name.removeprefix(SCRIPT)})."
-        )
+        raise UserError(elsewhere("model.name", name))
     return own
 
 

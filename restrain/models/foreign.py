@@ -84,6 +84,15 @@ def build_own(build: Build, mapping: Mapping[str, Any], seed: int, sides: Sequen
     return keep_contract(plan, make, wish, seed)
 
 
+def elsewhere(key: str, name: str) -> str:
+    """That code of a script is not at hand."""
+    more = f"; in Python, restrain.open_run(RUN).model(build={name.removeprefix(SCRIPT)}) has the network"
+    return (
+        f"{key} is {name}: its code is in the script that started the run, and nowhere else. Run that script again, "
+        f"with the same run=, to go on with it{more if key == 'model.name' else ''}."
+    )
+
+
 # What a network of one's own may leave alone, with the values that ask for nothing.
 OPTIONS: dict[str, tuple[Any, ...]] = {
     "zero_init": ("auto", False),

@@ -195,6 +195,13 @@ def build_model_on(recipe: Recipe, device: torch.device, seed: int, own: Build |
     return model
 
 
+def check_model(recipe: Recipe, own: Build | None = None) -> None:
+    """Raises UserError for a model that is not ours and cannot be trained, before a run folder is made for it."""
+    if is_foreign(recipe.model.name):
+        with torch.device("meta"):
+            build_model(recipe.model.model_dump(), recipe.seed, image_sides(recipe), own)
+
+
 def build_task(recipe: Recipe, data: Data, device: torch.device, own: Own | None = None) -> Classify:
     """Model, loss and normalisation, with frozen parts, recomputation and compilation applied in that order."""
     own = own or Own()

@@ -122,6 +122,7 @@ def _settle(
     autos = opening.autos(recipe, build.resolved_autos(recipe, data, device), folder.lock_file)
     forks.check_start(recipe, int(data.train.counts.sum()), fork, own.model)
     start_weights.check(recipe, folder, fork, build.image_sides(recipe), own.model)
+    build.check_model(recipe, own.model)
     return autos, placement.place(recipe, world, device, data.pixels).as_dict()
 
 

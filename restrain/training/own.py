@@ -13,7 +13,7 @@ from typing import Any
 from restrain import packages
 from restrain.errors import UserError, nearest
 from restrain.models.build import is_foreign, is_timm
-from restrain.models.foreign import SCRIPT, Build
+from restrain.models.foreign import SCRIPT, Build, elsewhere
 from restrain.recipe import Recipe
 from restrain.training.classify import Classify
 
@@ -93,14 +93,6 @@ class Own:
             return task
 
         return checked
-
-
-def elsewhere(key: str, name: str) -> str:
-    """That code of a script is not at hand."""
-    return (
-        f"{key} is {name}: its code is in the script that started the run, and nowhere else. Run that script again, "
-        f"with the same run=, to go on with it."
-    )
 
 
 def _check_callback(one: Any) -> None:

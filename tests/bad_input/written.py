@@ -315,7 +315,7 @@ ARGUMENTS = [
     ),
     Case(
         "The network is one of a script",
-        "model.name is script/net: its code is in the script that started the run, and nowhere else. Run that script again, with the same run=, to go on with it.",
+        "model.name is script/net: its code is in the script that started the run, and nowhere else. Run that script again, with the same run=, to go on with it; in Python, restrain.open_run(RUN).model(build=net) has the network.",
         2,
         "Run the script.",
         digits("model.name=script/net", "expect=null"),

@@ -382,7 +382,7 @@ def test_meta_builds_allocate_nothing():
         ("resnet50.a1_in", {}, r"no weights tagged 'a1_in'; its tags are a1_in1k.*Did you mean 'a1_in1k'"),
         ("resnet18", {"join": {"name": "none"}}, r"model\.join\.name is 'none', but timm/resnet18 adds"),
         ("resnet18", {"stem": "deep"}, r"model\.stem does nothing for timm/resnet18"),
-        ("resnet18", {"zero_init": False}, r"model\.zero_init does nothing"),
+        ("resnet18", {"zero_init": True}, r"model\.zero_init does nothing"),
         ("resnet18", {"drop_path": {"rate": 0.1, "decay": "constant"}}, r"model\.drop_path\.decay is 'constant'"),
         ("vgg11_bn", {"drop_path": {"rate": 0.1}}, r"timm/vgg11_bn has no stochastic depth"),
         ("densenet121", {"drop_path": {"rate": 0.1}}, r"timm/densenet121 has no stochastic depth"),
