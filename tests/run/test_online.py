@@ -16,7 +16,13 @@ from tests import worlds
 from tests.run.wandb_server import Server, serving
 
 TIMINGS = {"wall", "train/samples_per_s", "train/data_wait"}
-LIVE = ["length=120st", "checkpoint.every=10st", "evaluate.every=60st", "track.wandb.mode=online", "parallel.threads=1"]
+LIVE = [
+    "length=400st",
+    "checkpoint.every=10st",
+    "evaluate.every=200st",
+    "track.wandb.mode=online",
+    "parallel.threads=1",
+]
 
 
 def start(run: Path, server: Server) -> subprocess.Popen:
@@ -43,7 +49,7 @@ def test_live_and_killed_the_server_has_each_step_once(tmp_path: Path) -> None:
         sent = server.lines(run_id)
     assert json.loads((run / "run.json").read_text())["wandb_id"] == run_id
     lines = journal.read(run / "metrics.jsonl")
-    assert [line["_step"] for line in sent] == [line["step"] for line in lines] == list(range(1, 121))
+    assert [line["_step"] for line in sent] == [line["step"] for line in lines] == list(range(1, 401))
     for one, line in zip(sent, lines, strict=True):
         for name, value in line.items():
             if name not in TIMINGS and name != "step":
