@@ -21,8 +21,8 @@ SECRETS = {
     "HF_TOKEN": "hf_plantedPlantedPlanted",
 }
 MIRRORS = ["track.wandb.mode=offline", "track.tensorboard=true", "track.wandb.code=true", "parallel.threads=1"]
-STEPS = 400
-SHORT = [f"length={STEPS}st", "checkpoint.every=20st", "evaluate.every=100st", *MIRRORS]
+STEPS = 1200
+SHORT = [f"length={STEPS}st", "checkpoint.every=20st", "evaluate.every=300st", *MIRRORS]
 
 
 def start(run: Path) -> subprocess.Popen:
@@ -70,7 +70,7 @@ def test_killed_twice_each_mirror_is_the_journal(tmp_path: Path, kills: tuple[in
     for step, name, value in events(run / "tensorboard"):
         scalars.setdefault(name, []).append((step, value))
     assert [step for step, _ in scalars["train/loss"]] == list(range(1, STEPS + 1))
-    assert [step for step, _ in scalars["eval/top1"]] == [100, 200, 300, 400]
+    assert [step for step, _ in scalars["eval/top1"]] == [300, 600, 900, 1200]
     for (_, value), line in zip(scalars["train/loss"], lines, strict=True):
         assert value == pytest.approx(line["train/loss"], rel=1e-6)
 
