@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +62,6 @@ def fit(
     Raises:
         UserError, WorldError: one paragraph that says what, where and what to do.
     """
-    signals.install()
     own = Own(model, task, tuple(callbacks))
     own.check()
     resolved = load(str(recipe), [*own.overrides(), *overrides])
@@ -76,13 +78,35 @@ def fit(
     if folder is not None and here.launcher == "single":
         os.environ[FOR] = str(folder.absolute())
     try:
-        started = starting.start(resolved, command, run=folder, allow=allow, fork=start, own=own)
+        with _signals_taken():
+            started = starting.start(resolved, command, run=folder, allow=allow, fork=start, own=own)
     finally:
         if here.launcher == "single":
             os.environ.pop(FOR, None)
     if here.launcher == "restrain":
         raise SystemExit(started.exit_code)  # the rest of the script is the business of the process that started this
     return started.result or _of(started.folder, started.exit_code)
+
+
+@contextmanager
+def _signals_taken() -> Iterator[None]:
+    """SIGTERM, SIGINT and SIGUSR1 are the run's inside, and whose they were before outside."""
+    if threading.current_thread() is not threading.main_thread():
+        raise UserError(
+            "fit() was called in a thread, where no signal can be taken, so a stopped job would lose its work. Call it "
+            "in the main thread."
+        )
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
+    wakeup = signal.set_wakeup_fd(-1)
+    signals.install()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        signal.set_wakeup_fd(wakeup)
+        if signals.flag() == signals.Flag.INT:  # Ctrl-C ends a run, not every later one of a notebook
+            signals.reset()
 
 
 def _of(folder: Path, exit_code: int) -> Result:

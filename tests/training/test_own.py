@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -147,6 +148,24 @@ def test_callbacks_see_every_step_whatever_is_journaled(tmp_path: Path) -> None:
     assert set(seen.evaluated) == {22, 44}
     assert seen.evaluated[44] == result.metrics["eval/top1"]
     assert fitted(tmp_path / "run", "track.every=10st", callbacks=[seen]).already
+
+
+def test_signals_are_the_callers_again_afterwards(tmp_path: Path) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    fitted(tmp_path / "run", "length=1st")
+    assert [signal.getsignal(number) for number in numbers] == before
+    said: list[str] = []
+
+    def elsewhere() -> None:
+        with pytest.raises(UserError) as told:
+            fitted(tmp_path / "other", "length=1st")
+        said.append(str(told.value))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert "in a thread" in said[0]
 
 
 def test_weights_are_the_modules_own_distribution_drawn_from_the_seed(tmp_path: Path) -> None:
