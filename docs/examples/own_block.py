@@ -33,4 +33,4 @@ class Focal(restrain.Classify):
 if __name__ == "__main__":
     values = ["length=6ep", "model.drop_path.rate=0.1", "loss.smoothing=0", "expect=null"]
     result = restrain.fit("digits_resnet20", values, model=gated_net, task=Focal, run="runs/own-block")
-    print(result.metrics["eval/top1"])
+    print(result.metrics.get("eval/top1"))

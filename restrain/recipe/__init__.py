@@ -2,7 +2,7 @@
 
 from restrain.recipe.checks import Misfit
 from restrain.recipe.durations import Duration
-from restrain.recipe.loading import Resolved, available, find, load
+from restrain.recipe.loading import Resolved, available, find, load, override
 from restrain.recipe.nodes import Origin
 from restrain.recipe.placement import is_placement
 from restrain.recipe.schema import Recipe
@@ -23,6 +23,7 @@ __all__ = [
     "is_placement",
     "leaves",
     "load",
+    "override",
     "plain",
     "to_yaml",
 ]

@@ -65,13 +65,27 @@ def load(name_or_file: str, overrides: Sequence[str] = (), *, site: Path | None 
     files, names = _with_bases(path)
     typed = command_line(overrides)
     settings, site_nodes = read_site(find_site(site))
-    written = reduce(lay, files)
-    written = Mapping(written.entries, Origin("recipe", path), written.keys)
-    place = site_layer(site_nodes, names, lay(written, typed))
-    recipe, origins = build(lay(lay(written, place), typed), Recipe, names[0])
+    place = site_layer(site_nodes, names, lay(_written(files, path), typed))
+    return _resolve(names[0], path, settings, (*files, place, typed))
+
+
+def override(loaded: Resolved, overrides: Sequence[str]) -> Resolved:
+    """The recipe under further ``key=value`` overrides, laid on those that it was loaded with."""
+    *lower, typed = loaded.layers
+    return _resolve(loaded.name, loaded.path, loaded.site, (*lower, lay(typed, command_line(overrides))))
+
+
+def _resolve(name: str, path: Path, site: Site, layers: tuple[Mapping, ...]) -> Resolved:
+    *files, place, typed = layers
+    recipe, origins = build(lay(lay(_written(files, path), place), typed), Recipe, name)
     default = Origin("default")
     by_key = {key: origins.get(key, default) for key in leaves(recipe)}
-    return Resolved(recipe, names[0], path, by_key, settings, (*files, place, typed))
+    return Resolved(recipe, name, path, by_key, site, layers)
+
+
+def _written(files: Sequence[Mapping], path: Path) -> Mapping:
+    merged = reduce(lay, files)
+    return Mapping(merged.entries, Origin("recipe", path), merged.keys)
 
 
 def _locate(name_or_file: str) -> Path:

@@ -35,7 +35,7 @@ from restrain.recipe.checks import DIGITS_SIDE
 from restrain.recipe.durations import Duration
 from restrain.training.border import Cadence
 from restrain.training.classify import Classify, build_loss
-from restrain.training.own import Own
+from restrain.training.own import Own, check_rows
 from restrain.training.placement import Placement
 from restrain.training.state import RunState
 
@@ -200,6 +200,12 @@ def check_model(recipe: Recipe, own: Build | None = None) -> None:
     if is_foreign(recipe.model.name):
         with torch.device("meta"):
             build_model(recipe.model.model_dump(), recipe.seed, image_sides(recipe), own)
+
+
+def check_task(recipe: Recipe, data: Data, own: Own) -> None:
+    """Raises UserError for a task that is not ours and cannot be trained, before a run folder is made for it."""
+    if recipe.task != "classify":
+        check_rows(build_task(recipe, data, torch.device("cpu"), own), recipe)
 
 
 def build_task(recipe: Recipe, data: Data, device: torch.device, own: Own | None = None) -> Classify:

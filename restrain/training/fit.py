@@ -123,6 +123,7 @@ def _settle(
     forks.check_start(recipe, int(data.train.counts.sum()), fork, own.model)
     start_weights.check(recipe, folder, fork, build.image_sides(recipe), own.model)
     build.check_model(recipe, own.model)
+    build.check_task(recipe, data, own)
     return autos, placement.place(recipe, world, device, data.pixels).as_dict()
 
 

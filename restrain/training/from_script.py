@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from restrain.errors import UserError
+from restrain.errors import RestrainError, UserError, WorldError
 from restrain.models.foreign import Build
-from restrain.parallel.world import from_environment
-from restrain.recipe import load
+from restrain.parallel.launch import GOOD
+from restrain.parallel.world import World, from_environment
+from restrain.recipe import Resolved, load, override
 from restrain.run.folder import RunFolder
 from restrain.survival import signals
 from restrain.training import starting
@@ -26,7 +27,7 @@ FOR = "RESTRAIN_FIT"  # tells the processes of a script's run which of its runs 
 
 
 def fit(
-    recipe: str | Path,
+    recipe: str | Path | Resolved,
     overrides: Sequence[str] = (),
     *,
     model: Build | None = None,
@@ -42,7 +43,7 @@ def fit(
     the result is that of an unbroken run.
 
     Args:
-        recipe: a shipped recipe's name, or a file.
+        recipe: a shipped recipe's name, a file, or what :func:`restrain.load` gave.
         overrides: ``key=value``, as on the command line.
         model: ``build(section) -> torch.nn.Module``, given the recipe's ``model`` section as a plain mapping
             (``classes``, ``in_chans``, ``join``, ``drop_path``, ...); the module maps images [B, C, H, W] to logits
@@ -57,16 +58,28 @@ def fit(
 
     Returns:
         How it ended: ``exit_code`` (0 finished; 75 and 130 saved and stopped by a signal; 3 a tripwire), ``state``,
-        ``step`` and ``metrics``. In a job that may be stopped: ``raise SystemExit(result.exit_code)``.
+        ``step`` and ``metrics``, which under torchrun and srun rank 0 alone knows. In a job that may be stopped:
+        ``raise SystemExit(result.exit_code)``. Signals are the caller's again when it returns; after a SIGTERM or
+        SIGUSR1 another ``fit`` of the process stops at once too, since the job is to end.
 
     Raises:
         UserError, WorldError: one paragraph that says what, where and what to do.
     """
+    for name, given in (("overrides", overrides), ("allow", allow), ("callbacks", callbacks)):
+        if not isinstance(given, (list, tuple)):
+            raise UserError(f"fit({name}=...) takes a list, not {type(given).__name__}.")
     own = Own(model, task, tuple(callbacks))
-    own.check()
-    resolved = load(str(recipe), [*own.overrides(), *overrides])
     here = from_environment()
-    folder = Path(run) if run is not None else None
+    with _signals_taken(), _told_once(here):
+        own.check()
+        resolved = _resolved(recipe, [*own.overrides(), *overrides])
+        own.check_named(resolved.recipe)
+        return _fit(resolved, own, here, Path(run) if run is not None else None, allow, start)
+
+
+def _fit(
+    resolved: Resolved, own: Own, here: World, folder: Path | None, allow: Sequence[str], start: str | None
+) -> Result:
     mine = os.environ.get(FOR)
     if here.launcher == "restrain" and mine is not None and folder is not None and mine != str(folder.absolute()):
         return _of(folder, 0)  # another run of the same script, which is done
@@ -78,14 +91,23 @@ def fit(
     if folder is not None and here.launcher == "single":
         os.environ[FOR] = str(folder.absolute())
     try:
-        with _signals_taken():
-            started = starting.start(resolved, command, run=folder, allow=allow, fork=start, own=own)
+        started = starting.start(resolved, command, run=folder, allow=allow, fork=start, own=own)
     finally:
         if here.launcher == "single":
             os.environ.pop(FOR, None)
     if here.launcher == "restrain":
         raise SystemExit(started.exit_code)  # the rest of the script is the business of the process that started this
+    if started.exit_code not in GOOD:  # of processes that were started here, which have said why
+        kind = UserError if started.exit_code == UserError.exit_code else WorldError
+        raise kind(f"The run {started.folder} failed: what its processes wrote above says why.")
     return started.result or _of(started.folder, started.exit_code)
+
+
+def _resolved(recipe: str | Path | Resolved, overrides: Sequence[str]) -> Resolved:
+    """The recipe under the overrides; one that was loaded keeps those that it was loaded with."""
+    if not isinstance(recipe, (str, Path, Resolved)):
+        raise UserError(f"fit(recipe) takes a recipe's name, a file or what restrain.load gave, not {recipe!r}.")
+    return override(recipe, overrides) if isinstance(recipe, Resolved) else load(str(recipe), overrides)
 
 
 @contextmanager
@@ -107,6 +129,18 @@ def _signals_taken() -> Iterator[None]:
         signal.set_wakeup_fd(wakeup)
         if signals.flag() == signals.Flag.INT:  # Ctrl-C ends a run, not every later one of a notebook
             signals.reset()
+
+
+@contextmanager
+def _told_once(here: World) -> Iterator[None]:
+    """A process that Restrain started says its error in one paragraph, as a command does; it has no other reader."""
+    try:
+        yield
+    except RestrainError as error:
+        if here.launcher != "restrain" or os.environ.get("RESTRAIN_DEBUG", "") not in ("", "0"):
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(error.exit_code) from None
 
 
 def _of(folder: Path, exit_code: int) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import re
@@ -10,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.nn import functional as F
+
 from restrain import packages
-from restrain.errors import UserError, nearest
+from restrain.errors import RestrainError, UserError, nearest
 from restrain.models.build import is_foreign, is_timm
-from restrain.models.foreign import SCRIPT, Build, elsewhere
+from restrain.models.foreign import SCRIPT, Build, elsewhere, generators
 from restrain.recipe import Recipe
 from restrain.training.classify import Classify
 
@@ -55,6 +59,16 @@ class Own:
         for one in self.callbacks:
             _check_callback(one)
 
+    def check_named(self, recipe: Recipe) -> None:
+        """Raises UserError where the recipe's last word is another network or task than the one that is given."""
+        for key, name, given in (("model", recipe.model.name, self.model), ("task", recipe.task, self.task)):
+            if given is not None and name != f"{SCRIPT}{_name(given)}":
+                full = "model.name" if key == "model" else key
+                raise UserError(
+                    f"{full} is {name} by an override, and fit({key}={_name(given)}) gives another: one of them would "
+                    f"do nothing. Leave out the override, or {key}=."
+                )
+
     def overrides(self) -> list[str]:
         """What these make of the recipe's keys, so that recipe and lock name them."""
         found = {"model.name": self.model, "task": self.task}
@@ -87,12 +101,51 @@ class Own:
             raise UserError(elsewhere("task", recipe.task))
 
         def checked(*arguments: Any) -> Classify:
-            task = make(*arguments)
+            try:
+                task = make(*arguments)
+            except RestrainError:
+                raise
+            except Exception as error:  # anything may happen in code that is not ours
+                raise UserError(f"task: {recipe.task} cannot be made: {_said(error)}.") from error
             if not isinstance(task, Classify):
                 raise UserError(f"task: {recipe.task} made {type(task).__name__}, which is no restrain Classify.")
             return task
 
         return checked
+
+
+def check_rows(task: Classify, recipe: Recipe) -> None:
+    """Raises UserError where a task of one's own does not give each row's loss. Tried on three rows, on the CPU, with
+    labels (evaluation always has them) and, where the recipe mixes images, with probabilities."""
+    logits = torch.linspace(-1, 1, 3 * recipe.model.classes).view(3, -1)
+    labels = torch.arange(3) % recipe.model.classes
+    targets = [labels]
+    if recipe.mix.mixup or recipe.mix.cutmix:
+        targets.append(F.one_hot(labels, recipe.model.classes).float())
+    for target in targets:
+        before = torch.get_rng_state(), generators()
+        given = f"target {str(target.dtype).removeprefix('torch.')} {list(target.shape)}"
+        try:
+            rows = task.rows(logits, target)
+        except RestrainError:
+            raise
+        except Exception as error:  # anything may happen in code that is not ours
+            raise UserError(f"task: rows of {recipe.task} fails with {given}: {_said(error)}.") from error
+        if not isinstance(rows, torch.Tensor) or rows.shape != (3,):
+            got = list(rows.shape) if isinstance(rows, torch.Tensor) else type(rows).__name__
+            raise UserError(
+                f"task: rows of {recipe.task} gives {got} for 3 rows of logits with {given}; it is to give the loss of "
+                f"each row, [3]. The mean over the batch is taken outside."
+            )
+        if not torch.equal(before[0], torch.get_rng_state()) or before[1] != generators():
+            raise UserError(
+                f"task: rows of {recipe.task} draws from a generator of torch, random or numpy, so a run that goes on "
+                f"after a kill would see other draws. Use the logits and the target alone."
+            )
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300].rstrip('.')}"
 
 
 def _check_callback(one: Any) -> None:
@@ -114,17 +167,30 @@ def _check_callback(one: Any) -> None:
         )
     if not own:
         raise UserError(f"callbacks: {name} has none of {', '.join(HOOKS)}, so it would never be called.")
+    for key in own:
+        try:
+            inspect.signature(getattr(one, key)).bind(1, {})
+        except TypeError:
+            first = "epoch" if key == "on_epoch_end" else "step"
+            raise UserError(f"callbacks: {name}.{key} cannot be called. It is given ({first}, metrics).") from None
+        except ValueError:  # written in C: nothing is known of its arguments
+            continue
 
 
 def _name(given: Any) -> str:
+    while isinstance(given, functools.partial):
+        given = given.func
     name = getattr(given, "__name__", type(given).__name__)
     return re.sub(r"[^A-Za-z0-9_.-]", "-", name)
 
 
 def _digest(given: Any) -> str:
-    """SHA-256 of the file that holds the code; in a notebook of its source."""
-    code = inspect.unwrap(given)
-    code = getattr(code, "func", code)  # of a partial
+    """SHA-256 of the file that holds the code, in a notebook of its source, and of what a partial fixes."""
+    code, fixed = given, ""
+    while isinstance(code, functools.partial):
+        fixed += f"{_plainly(code.args, given)} {_plainly(code.keywords, given)}"
+        code = code.func
+    code = inspect.unwrap(code)
     if not (inspect.isclass(code) or inspect.isroutine(code)):
         code = type(code)
     try:
@@ -135,4 +201,20 @@ def _digest(given: Any) -> str:
             f"The source of {_name(given)} cannot be found, so nobody could say later what this run trained. Write it "
             f"into a file."
         ) from None
-    return hashlib.sha256(text).hexdigest()
+    return hashlib.sha256(text + fixed.encode()).hexdigest()
+
+
+def _plainly(value: Any, given: Any) -> str:
+    """A value in words that are the same in every process, as ``repr`` of an object is not."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_plainly(one, given) for one in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key!r}: {_plainly(value[key], given)}' for key in sorted(value, key=str))}}}"
+    if inspect.isclass(value) or inspect.isroutine(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    raise UserError(
+        f"{_name(given)} is given a {type(value).__name__} by functools.partial, and nobody could say later which. "
+        f"Give numbers, texts, lists, classes or functions, or write a function that makes it."
+    )

@@ -85,13 +85,12 @@ class Recorder:
                 )
                 + "}"
             )
+        if evaluation or self.due(step):
+            self.journal.write(line)
+            for mirror in self.mirrors:
+                mirror.log(step, line)
         if self.callbacks:
             self.tell(step, json.loads(line), evaluation)
-        if not evaluation and not self.due(step):
-            return
-        self.journal.write(line)
-        for mirror in self.mirrors:
-            mirror.log(step, line)
 
     def tell(self, step: int, metrics: dict[str, Any], evaluation: Mapping[str, float] | None) -> None:
         """Tell the callbacks of a step, of the end of its epoch, and of its evaluation, in this order."""
@@ -104,7 +103,7 @@ class Recorder:
                 ("on_evaluate_end", step, evaluation, evaluation is not None),
             ):
                 if due and hasattr(one, hook):
-                    getattr(one, hook)(when, values)
+                    getattr(one, hook)(when, dict(values or {}))  # a copy: what is written to it reaches nobody
 
     def due(self, step: int) -> bool:
         if self.seconds is None:
