@@ -101,7 +101,7 @@ class Told:
 
 
 def refuse_unequal(world: World, digest: str) -> None:
-    """All ranks must have been given the same recipe (torchrun and srun let each have its own)."""
+    """All ranks must have been given the same recipe (torchrun and srun let each have its own), and decode alike."""
     if world.size == 1:
         return
     store = dist.distributed_c10d._get_default_store()
@@ -113,8 +113,8 @@ def refuse_unequal(world: World, digest: str) -> None:
         raise WorldError(LEFT) from None
     if store.get("restrain/recipe").decode() != digest:
         raise UserError(
-            f"Rank {world.rank} was given another recipe than rank 0. Start all ranks with the same command, from the "
-            f"same files."
+            f"Rank {world.rank} was given another recipe than rank 0, or has another version of the decoder "
+            f"(data.decode). Start all ranks with the same command, from the same files and in the same environment."
         )
 
 

@@ -174,7 +174,11 @@ class _Data(Section):
     threads: Auto | Threads = Field(
         default="auto", description="Threads that read and decode, a process. Changes no result."
     )
-    decode: Literal["auto", "pil", "torchvision"] = Field(default="auto", description="Which library decodes images.")
+    decode: Literal["auto", "nvimgcodec", "torchvision", "pil"] = Field(
+        default="auto",
+        description="Which library decodes images; auto: the first of these that works. A run keeps to one: another "
+        "needs `--allow data.decode`.",
+    )
     lanes: Auto | Positive = Field(
         default="auto", description="Shards read side by side; part of the order of samples."
     )

@@ -13,7 +13,7 @@ from torch import nn
 
 from restrain.data import augment, sets
 from restrain.data.filling import MIN_BAD, read_into
-from restrain.data.images import DecodeError, decode, resolve_decoder
+from restrain.data.images import DecodeError, decode, resolve_decoder, working_decoder
 from restrain.data.indexing import Reporter
 from restrain.data.loader import EvalLoader, TrainLoader
 from restrain.data.mix import Mix
@@ -67,7 +67,7 @@ def open_data(recipe: Recipe, reporter: Reporter | None = None) -> Data:
             f"model.in_chans={recipe.model.in_chans}, but the images of data.name={recipe.data.name} have "
             f"{train.channels} channel(s). Set model.in_chans={train.channels}."
         )
-    decoder, _ = resolve_decoder(recipe.data.decode)
+    decoder = working_decoder(recipe.data.decode)
     size = recipe.resolution.train or own_size(train, decoder)
     channels = train.channels
     data = Data(
@@ -96,6 +96,18 @@ def open_data(recipe: Recipe, reporter: Reporter | None = None) -> Data:
         if evaluation is not None:
             _try(evaluation, data.eval_pipeline)
     return data
+
+
+def use_decoder(data: Data, recipe: Recipe) -> str:
+    """Let both pipelines decode by ``data.decode``, once that is known; returns its name and version.
+
+    Raises UserError where that decoder does not work here: a run keeps to one.
+    """
+    if recipe.data.name == "digits":
+        return ""
+    name, version = resolve_decoder(recipe.data.decode)
+    data.train_pipeline.decoder = data.eval_pipeline.decoder = name
+    return f"{name} {version}"
 
 
 def _try(source: Source, pipeline: augment.Pipeline) -> None:

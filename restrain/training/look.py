@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from restrain.data import images, mix
-from restrain.data.images import DecodeError, resolve_decoder
+from restrain.data.images import DecodeError, working_decoder
 from restrain.data.reader import BadSample
 from restrain.errors import UserError
 from restrain.insight.grid import Tile
@@ -76,9 +76,7 @@ def _untouched(recipe: Recipe, data: build.Data, shard: int, j: int) -> np.ndarr
     """The stored image; None where it cannot be decoded."""
     try:
         stored = data.train.read(shard, j).data
-        return (
-            stored if isinstance(stored, np.ndarray) else images.decode(stored, resolve_decoder(recipe.data.decode)[0])
-        )
+        return stored if isinstance(stored, np.ndarray) else images.decode(stored, working_decoder(recipe.data.decode))
     except (BadSample, DecodeError):
         return None
 

@@ -46,7 +46,7 @@ def compare(
     found += [
         (f"lock.{k}", was.get(k), v) for k, v in identity.items() if k not in ("recipe", "from") and was.get(k) != v
     ]
-    refused = [(key, a, b) for key, a, b in found if not _covered(key, allow)]
+    refused = [one for one in found if not any(_covered(key, allow) for key in (one[0], _WITH.get(one[0], "")))]
     if refused:
         listed = "; ".join(
             f"{key}{_MEANING.get(key, '')} is {_short(b)}, the run has {_short(a)}" for key, a, b in refused
@@ -59,6 +59,7 @@ def compare(
     return [{"kind": "allow", "key": key, "was": show(a), "now": show(b)} for key, a, b in found]
 
 
+_WITH = {"lock.decoder": "data.decode"}  # allowed together with this key, since it follows from it
 _MEANING = {
     "lock.fingerprint": " (a hash of the training data)",
     "lock.samples": " (the number of training samples)",

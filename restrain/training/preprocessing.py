@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from restrain.data import augment, sets
-from restrain.data.images import resolve_decoder
+from restrain.data.images import working_decoder
 from restrain.errors import RestrainError
 from restrain.recipe import Recipe
 
@@ -27,7 +27,7 @@ def preprocessing(recipe: Recipe, side: int) -> dict[str, Any]:
 def eval_pipeline(recipe: Recipe, side: int) -> augment.Pipeline:
     """Bytes of an image to uint8 [side, side, C], as the evaluation does it."""
     sizes = recipe.resolution
-    decoder, _ = resolve_decoder(getattr(recipe.data, "decode", "auto"))
+    decoder = working_decoder(getattr(recipe.data, "decode", "auto"))
     kernel, channels = sizes.interpolation, recipe.model.in_chans
     return augment.eval_pipeline(side, sizes.eval_resize, channels=channels, decoder=decoder, kernel=kernel)
 

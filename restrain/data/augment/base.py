@@ -26,6 +26,21 @@ class Op(Protocol):
     def apply(self, image: np.ndarray, params: Params) -> np.ndarray: ...
 
 
+class CropOp(Op, Protocol):
+    """An operation that needs only a part of the image: as the first one, the rest need not be decoded.
+
+    ``op.apply(image, params)`` is ``op.finish(crop(image, op.box(params)), params)``.
+    """
+
+    def box(self, params: Params) -> tuple[int, int, int, int]:
+        """(top, left, height, width) of what it needs."""
+        ...
+
+    def finish(self, image: np.ndarray, params: Params) -> np.ndarray:
+        """image: the pixels of the box."""
+        ...
+
+
 class BatchOp(Op, Protocol):
     """An operation that can also do many images of one size at once, with the same result as one by one."""
 

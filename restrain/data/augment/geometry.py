@@ -62,10 +62,15 @@ class RandomResizedCrop:
             w = round(h * self.ratio[1])
         return (height - h) // 2, (width - w) // 2, h, w
 
+    def box(self, params: Params) -> images.Box:
+        return params[0], params[1], params[2], params[3]
+
+    def finish(self, image: np.ndarray, params: Params) -> np.ndarray:
+        kernel = params[4] if len(params) > 4 else self.interpolation
+        return images.resize(image, self.size, self.size, kernel=kernel)
+
     def apply(self, image: np.ndarray, params: Params) -> np.ndarray:
-        top, left, h, w, *drawn = params
-        kernel = drawn[0] if drawn else self.interpolation
-        return images.resize(image[top : top + h, left : left + w], self.size, self.size, kernel=kernel)
+        return self.finish(images.crop(image, self.box(params)), params)
 
 
 class Resize:
@@ -174,7 +179,7 @@ class Flip:
         return (bool(draws.uniform(draws.extend_key(key, 0)) < self.p),)
 
     def apply(self, image: np.ndarray, params: Params) -> np.ndarray:
-        return image[:, ::-1] if params[0] else image
+        return images.mirrored(image) if params[0] else image
 
     def batch(self, batch: np.ndarray, keys: np.ndarray) -> np.ndarray:
         flipped = np.asarray(draws.uniform(draws.extend(keys, 0)) < self.p)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 
 from restrain import draws
 from restrain.data import images
-from restrain.data.augment.base import BatchOp, Frame, Op
+from restrain.data.augment.base import BatchOp, CropOp, Frame, Op
 from restrain.data.augment.colour import ColorJitter, Lighting
 from restrain.data.augment.erasing import RandomErasing
 from restrain.data.augment.geometry import (
@@ -38,6 +38,7 @@ class Pipeline:
         self.ops, self.size, self.channels, self.decoder = list(ops), size, channels, decoder
         self.shape = (size, size, channels)
         self.batched = all(hasattr(op, "batch") for op in self.ops)
+        self._crops = bool(self.ops) and hasattr(self.ops[0], "box")
 
     def at(self, size: int) -> Pipeline:
         """The same pipeline for images of another side; crops that are resized follow."""
@@ -46,30 +47,41 @@ class Pipeline:
 
     def __call__(self, data: bytes | np.ndarray, key: int, out: np.ndarray) -> None:
         """Writes the augmented image into ``out``. Raises DecodeError, or UserError for an image of another size."""
-        image = data if isinstance(data, np.ndarray) else images.decode(data, self.decoder)
-        for index, op in enumerate(self.ops):
+        image, done = (data, 0) if isinstance(data, np.ndarray) else self._decoded(data, key)
+        for index in range(done, len(self.ops)):
+            op = self.ops[index]
             height, width = image.shape[:2]
             image = op.apply(image, op.params(draws.extend_key(key, index), height, width))
-        self._check(image.shape)
+        if image.shape != self.shape:
+            self._refuse(image.shape)
         out[...] = image
+
+    def _decoded(self, data: bytes, key: int) -> tuple[np.ndarray, int]:
+        """(image, operations done): a first operation that needs a part of the image has that part decoded alone."""
+        stored = images.opened(data, self.decoder)
+        if not self._crops:
+            return stored.pixels(), 0
+        first = cast(CropOp, self.ops[0])
+        params = first.params(draws.extend_key(key, 0), stored.height, stored.width)
+        return first.finish(stored.pixels(first.box(params)), params), 1
 
     def batch(self, stored: np.ndarray, keys: np.ndarray, out: np.ndarray) -> None:
         """The same for images of one size, uint8 [n, H, W, C], and keys uint64 [n]. Only where ``batched``."""
         for index, op in enumerate(self.ops):
             stored = cast(BatchOp, op).batch(stored, draws.extend(keys, index))
-        self._check(stored.shape[1:])
+        if stored.shape[1:] != self.shape:
+            self._refuse(stored.shape[1:])
         out[...] = stored
 
-    def _check(self, shape: tuple[int, ...]) -> None:
-        if shape != self.shape:
-            h, w, channels = shape
-            if channels != self.channels:
-                raise UserError(f"The images have {channels} channel(s), but model.in_chans={self.channels}.")
-            raise UserError(
-                f"An image is {w} x {h} pixels after its augmentations, but the resolution is {self.size}: images of a "
-                f"batch have one size. Put a resizing step into data.augment (random_resized_crop, or resize and "
-                f"centre_crop; resolution.eval_resize for evaluation), or set resolution to the size of the images."
-            )
+    def _refuse(self, shape: tuple[int, ...]) -> NoReturn:
+        h, w, channels = shape
+        if channels != self.channels:
+            raise UserError(f"The images have {channels} channel(s), but model.in_chans={self.channels}.")
+        raise UserError(
+            f"An image is {w} x {h} pixels after its augmentations, but the resolution is {self.size}: images of a "
+            f"batch have one size. Put a resizing step into data.augment (random_resized_crop, or resize and "
+            f"centre_crop; resolution.eval_resize for evaluation), or set resolution to the size of the images."
+        )
 
 
 def train_pipeline(
@@ -94,9 +106,9 @@ def eval_pipeline(
 ) -> Pipeline:
     """Short side to ``resolution.eval_resize``, central crop of ``resolution.eval``; without resize, as stored.
 
-    With the PIL decoder bit-equal to torchvision's Resize and CenterCrop on PIL images.
+    Bit-equal to torchvision's Resize and CenterCrop on PIL images, with any decoder that is bit-equal to PIL's.
     """
-    ops: list[Op] = [] if resize is None else [Resize(resize, decoder == "pil", kernel), CentreCrop(size)]
+    ops: list[Op] = [] if resize is None else [Resize(resize, True, kernel), CentreCrop(size)]
     return Pipeline(ops, size, channels, decoder)
 
 
