@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import wandb
 
 from restrain.run import journal
 from restrain.run.mirrors.tensorboard import events
@@ -48,9 +49,17 @@ def without_timings(line: dict) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [(20, 130), (61, 240)])
-def test_killed_twice_each_mirror_is_the_journal(tmp_path: Path, kills: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("kills", "inherited"), [((20, 130), False), ((61, 240), True)])
+def test_killed_twice_each_mirror_is_the_journal(
+    tmp_path: Path, kills: tuple[int, int], inherited: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """inherited: the process that starts them uses wandb too, as a notebook does, so they find its service."""
     run = tmp_path / "run"
+    if inherited:
+        wandb.setup().ensure_service()
+        assert "WANDB_SERVICE" in os.environ
+    else:
+        monkeypatch.delenv("WANDB_SERVICE", raising=False)
     for step in kills:
         kill_after(run, step)
     last = start(run)

@@ -149,6 +149,7 @@ class WandbMirror(Mirror):
 
 def start(folder: Path, run_id: str, options: WandbOptions) -> Any:
     """wandb's own run object: by id, resumed at the server where it is there."""
+    _leave_foreign_service()
     import wandb
 
     (folder / "wandb").mkdir(parents=True, exist_ok=True)
@@ -190,6 +191,14 @@ def has_credentials() -> bool:
     with contextlib.suppress(OSError, netrc.NetrcParseError):
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     return False
+
+
+def _leave_foreign_service() -> None:
+    """Have a service of our own where a process above us has one too (a notebook, a sweep's agent): that one would
+    outlive a kill of ours, still hold the run, and write the next attempt's history to nowhere."""
+    owner = os.environ.get("WANDB_SERVICE", "").split("-")[1:2]  # version-pid-unix-path
+    if owner and owner != [str(os.getpid())]:
+        del os.environ["WANDB_SERVICE"]
 
 
 def _kill_service() -> None:
