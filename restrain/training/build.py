@@ -67,7 +67,8 @@ def open_data(recipe: Recipe, reporter: Reporter | None = None) -> Data:
             f"model.in_chans={recipe.model.in_chans}, but the images of data.name={recipe.data.name} have "
             f"{train.channels} channel(s). Set model.in_chans={train.channels}."
         )
-    decoder = working_decoder(recipe.data.decode)
+    # The digits are arrays: no library is loaded to decode them.
+    decoder = "pil" if recipe.data.name == "digits" else working_decoder(recipe.data.decode)
     size = recipe.resolution.train or own_size(train, decoder)
     channels = train.channels
     data = Data(
