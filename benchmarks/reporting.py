@@ -11,14 +11,22 @@ from typing import Any
 from restrain.insight import machine
 
 
-def write(path: str | Path | None, settings: Mapping[str, Any], results: Mapping[str, Any]) -> None:
-    """Write one JSON file: circumstances, then ``settings`` (the arguments), then ``results``. None: nothing."""
+def write(
+    path: str | Path | None,
+    settings: Mapping[str, Any],
+    results: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]] | None = None,
+) -> None:
+    """Write one JSON file: circumstances, then ``settings`` (the arguments), ``results``, and ``rows`` if it has such.
+    None: nothing."""
     if path is None:
         return
     facts = machine.circumstances({}, 1)
     facts["hardware"].pop("host")
     report = {key: facts[key] for key in ("command", "started", "versions", "hardware", "git")}
     report |= {"settings": {k: v for k, v in settings.items() if k != "json"}, "results": results}
+    if rows is not None:
+        report["rows"] = list(rows)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1, default=str) + "\n")

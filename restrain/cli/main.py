@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from restrain import __version__
+from restrain.cli.bench import app as bench
 from restrain.cli.check import check
 from restrain.cli.compare import compare
 from restrain.cli.completion import completion
@@ -95,6 +96,7 @@ app.command()(export)
 app.command()(schema)
 app.command()(completion)
 app.add_typer(data, name="data")
+app.add_typer(bench, name="bench")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

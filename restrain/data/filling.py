@@ -12,6 +12,7 @@ import torch
 
 from restrain.data.augment import Pipeline
 from restrain.data.images import DecodeError
+from restrain.data.laps import Lap
 from restrain.data.mix import MixDraw
 from restrain.data.reader import BadSample, Sample, Source
 from restrain.data.ring import Ring
@@ -73,13 +74,17 @@ class Job:
         return [event for _, event in sorted(self.events, key=lambda pair: pair[0])]
 
 
-def read_into(source: Source, pipeline: Pipeline, shard: int, j: int, key: int, out: np.ndarray) -> Sample:
+def read_into(
+    source: Source, pipeline: Pipeline, shard: int, j: int, key: int, out: np.ndarray, lap: Lap | None = None
+) -> Sample:
     """Read, decode and augment one sample into ``out``. Whatever fails names the shard and the sample."""
     where = f"sample {j}"
     try:
         sample = source.read(shard, j)
         where = f"sample {j} ({sample.key})"
-        pipeline(sample.data, key, out)
+        if lap is not None:
+            lap.lap("read")
+        pipeline(sample.data, key, out, lap)
         return sample
     except BadSample:
         raise

@@ -20,6 +20,9 @@ JPEG = b"\xff\xd8\xff"
 RGB = 3  # torchvision.io.ImageReadMode.RGB.value
 
 
+Encoded = bytes | memoryview
+
+
 class DecodeError(ValueError):
     """These bytes are no image, or not a whole one."""
 
@@ -81,7 +84,7 @@ def _usable(name: str) -> tuple[str, str] | None:
         return None
 
 
-def opened(data: bytes, decoder: str = "pil") -> Opened:
+def opened(data: Encoded, decoder: str = "pil") -> Opened:
     """The image in these bytes, grey, palette, CMYK and alpha as RGB. Raises DecodeError.
 
     Formats other than JPEG, and JPEGs that nvimgcodec would decode otherwise than PIL, are decoded by PIL.
@@ -94,7 +97,7 @@ def opened(data: bytes, decoder: str = "pil") -> Opened:
     return _Whole(_decode_pil(data))
 
 
-def decode(data: bytes, decoder: str = "pil") -> np.ndarray:
+def decode(data: Encoded, decoder: str = "pil") -> np.ndarray:
     """uint8 [H, W, 3] of an encoded image. Raises DecodeError."""
     return opened(data, decoder).pixels()
 
@@ -157,7 +160,7 @@ def mirrored(image: np.ndarray) -> np.ndarray:
     return torch.from_numpy(image)[None].permute(0, 3, 1, 2).flip(3)[0].permute(1, 2, 0).numpy()
 
 
-def _decode_pil(data: bytes) -> np.ndarray:
+def _decode_pil(data: Encoded) -> np.ndarray:
     from PIL import Image
 
     try:
@@ -174,7 +177,7 @@ def _decode_pil(data: bytes) -> np.ndarray:
         raise DecodeError(f"cannot be decoded: {reason}") from error
 
 
-def _decode_torchvision(data: bytes) -> np.ndarray:
+def _decode_torchvision(data: Encoded) -> np.ndarray:
     import torch
     import torchvision.io  # noqa: F401  # registers the operator
 

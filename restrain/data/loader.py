@@ -18,6 +18,7 @@ from restrain.data import mix as mixing
 from restrain.data.augment import Pipeline
 from restrain.data.batches import Bad, EvalBatch, MicroBatch, Replaced, StepBatch, pixel_crcs
 from restrain.data.filling import Buffer, Job, batched, check_budget, chunk_rows, make_slots, read_into
+from restrain.data.laps import Laps
 from restrain.data.order import Order, Plan, check_micro, check_world
 from restrain.data.reader import ArraySource, BadSample, Sample, Source
 from restrain.data.ring import Ring
@@ -57,9 +58,10 @@ class TrainLoader:
         mix: mixing.Mix | None = None,
         pin: bool = False,
         sides: Callable[[int], int] | None = None,
+        laps: Laps | None = None,
     ):
         """micro: samples of a micro-batch. pixels: also give the CRC of each row. pin: page-locked buffers (CUDA).
-        sides: epoch -> side of its images, at most the pipeline's; None: the pipeline's."""
+        sides: epoch -> side of its images, at most the pipeline's; None: the pipeline's. laps: times the stages."""
         if (plan.samples, plan.repeats) != (order.samples, order.repeats):
             raise ValueError(
                 f"a plan of {plan.samples} samples in {plan.repeats} copies for an order of {order.samples} in "
@@ -72,6 +74,7 @@ class TrainLoader:
         self.seed, self.rank, self.world, self.micro = seed, rank, world, micro
         self.start, self.stop, self.threads = start, stop, max(1, threads)
         self.max_bad, self.pixels, self.mix, self.pin, self.sides = max_bad, pixels, mix, pin, sides
+        self.laps = laps or Laps()
         self._pipelines = {pipeline.size: pipeline}
         self._ring: Ring[Job, Buffer] | None = None
 
@@ -157,7 +160,7 @@ class TrainLoader:
         first: BadSample | None = None
         for used in ((j + t) % int(self.source.counts[shard]) for t in range(TRIES + 1)):
             try:
-                sample = read_into(self.source, job.pipeline, shard, used, key, out)
+                sample = read_into(self.source, job.pipeline, shard, used, key, out, self.laps.begin())
             except BadSample as error:
                 first = first or error
                 continue

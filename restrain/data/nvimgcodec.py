@@ -26,9 +26,9 @@ _loaded: list[Any] = []
 class Jpeg:
     """An opened JPEG. Raises ValueError where it cannot be decoded."""
 
-    def __init__(self, stream: Any):
+    def __init__(self, stream: Any, data: bytes | memoryview):
         self.height, self.width = int(stream.height), int(stream.width)
-        self._stream = stream
+        self._stream, self._data = stream, data  # the stream points into the data
 
     def pixels(self, box: Box | None = None) -> np.ndarray:
         """uint8 [H, W, 3] of the image, or of a box of it."""
@@ -52,15 +52,15 @@ def version() -> str:
     return str(_decoder()[0].__version__)
 
 
-def open_jpeg(data: bytes) -> Jpeg | None:
+def open_jpeg(data: bytes | memoryview) -> Jpeg | None:
     """The JPEG, or None where PIL is to decode these bytes."""
     if data[-2:] != END:  # cut, which it would decode in silence; or with something after its end, which PIL skips
         return None
     try:
-        stream = _decoder()[0].CodeStream(data)
+        stream = _decoder()[0].CodeStream(np.frombuffer(data, np.uint8))
         if stream.num_channels not in (1, 3) or stream.precision not in (0, 8):
             return None
-        return Jpeg(stream)
+        return Jpeg(stream, data)
     except RuntimeError:
         return None
 

@@ -21,7 +21,7 @@ class Sample:
     """One stored sample: the encoded image (or a decoded uint8 [H, W, C] array), its label and its identity."""
 
     key: str
-    data: bytes | np.ndarray
+    data: bytes | memoryview | np.ndarray
     label: int
     crc: int  # CRC-32 of the stored bytes that were read, so of what is decoded
 

@@ -43,13 +43,14 @@ class ShardSource(_Indexed):
 
     def sample(self, shard: int, j: int) -> dict[str, str | bytes]:
         """The sample as webdataset gives it: ``__key__``, ``__url__``, extension -> bytes. Raises BadSample."""
-        return self._checked(shard, j)[0]
+        key, fields, _ = self._checked(shard, j)
+        place = {"__key__": key, "__url__": str(self.root / self.names[shard])}
+        return place | {extension: bytes(content) for extension, content in fields.items()}
 
     def read(self, shard: int, j: int) -> Sample:
-        fields, crc = self._checked(shard, j)
-        key = str(fields.get("__key__", ""))
+        key, fields, crc = self._checked(shard, j)
         image = next((fields[e] for e in EXTENSIONS if e in fields), None)
-        if not isinstance(image, bytes):
+        if image is None:
             raise BadSample(self.names[shard], j, key, f"no image among its files ({_extensions(fields)})")
         try:
             label = _label(fields)
@@ -60,14 +61,15 @@ class ShardSource(_Indexed):
     def close(self) -> None:
         self._store.close()
 
-    def _checked(self, shard: int, j: int) -> tuple[dict[str, str | bytes], int]:
+    def _checked(self, shard: int, j: int) -> tuple[str, dict[str, memoryview], int]:
+        """(key, extension -> content, CRC-32 of the sample)."""
         offsets = self.index.offsets(shard)
         first, last = int(offsets[j]) * tars.BLOCK, int(offsets[j + 1]) * tars.BLOCK
         data = self._store.read(shard, first, last - first)
         crc = zlib.crc32(data)
         if crc != self.index.crcs(shard)[j]:
             raise BadSample(self.names[shard], j, f"at byte {first}", ROTTEN, rotten=True)
-        return tars.parse(data, str(self.root / self.names[shard])), crc
+        return *tars.parse(data), crc
 
 
 class FolderSource(_Indexed):
@@ -88,16 +90,16 @@ class FolderSource(_Indexed):
         pass
 
 
-def _label(fields: dict[str, str | bytes]) -> int:
+def _label(fields: dict[str, memoryview]) -> int:
     """The label of a sample. Raises ValueError that says what is missing."""
     if "cls" in fields:
-        text = bytes(fields["cls"])  # type: ignore[arg-type]
+        text = bytes(fields["cls"])
         if not NUMBER.fullmatch(text):
             raise ValueError(f"label missing: its .cls holds {text[:20]!r}, no whole number")
         return int(text)
     if "json" in fields:
         try:
-            record = json.loads(fields["json"])
+            record = json.loads(bytes(fields["json"]))
         except (ValueError, RecursionError):  # ValueError: also bytes that are not UTF-8, and absurdly long numbers
             raise ValueError("label missing: its .json is not valid JSON") from None
         for name in ("label", "cls"):
@@ -108,5 +110,5 @@ def _label(fields: dict[str, str | bytes]) -> int:
     raise ValueError(f"label missing: neither .cls nor .json among its files ({_extensions(fields)})")
 
 
-def _extensions(fields: dict[str, str | bytes]) -> str:
-    return ", ".join(f".{name}" for name in fields if not name.startswith("__")) or "none"
+def _extensions(fields: dict[str, memoryview]) -> str:
+    return ", ".join(f".{name}" for name in fields) or "none"

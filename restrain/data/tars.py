@@ -72,16 +72,16 @@ def split_name(name: str) -> tuple[str, str] | None:
     return match.group(1), match.group(2).lower()
 
 
-def parse(data: bytes, url: str) -> dict[str, str | bytes]:
-    """A sample's range of the tar as a webdataset dict: ``__key__``, ``__url__``, extension -> bytes."""
-    sample: dict[str, str | bytes] = {}
+def parse(data: bytes) -> tuple[str, dict[str, memoryview]]:
+    """(key, extension -> content) of a sample's range of the tar, in which scanning found no fault: the headers'
+    checksums are not looked at again. The contents are views of ``data``, not copies."""
+    key, fields, view = "", {}, memoryview(data)
     for member in _members(data, complete=False):
         named = split_name(member.name) if member.regular else None
         if named is not None:
-            sample.setdefault("__key__", named[0])
-            sample.setdefault("__url__", url)
-            sample[named[1]] = data[member.data : member.data + member.size]
-    return sample
+            key = key or named[0]
+            fields[named[1]] = view[member.data : member.data + member.size]
+    return key, fields
 
 
 def scan(path: str) -> Scan:
@@ -160,20 +160,20 @@ def _checked_members(path: str, data: mmap.mmap) -> Iterator[Member]:
 def _members(data: bytes | mmap.mmap, complete: bool) -> list[Member]:
     """Members of a whole archive (``complete``), or of a range without an end-of-archive mark."""
     try:
-        return list(_walk(data))
+        return list(_walk(data, complete))
     except _Unusual:
         return list(_by_tarfile(data if complete else data[:] + END))
 
 
-def _walk(data: bytes | mmap.mmap) -> Iterator[Member]:
+def _walk(data: bytes | mmap.mmap, check: bool) -> Iterator[Member]:
     """The members of a plain archive, up to its end or a block of zeros. Raises _Unusual."""
     at, size = 0, len(data)
     while at + BLOCK <= size:
         head = data[at : at + BLOCK]
-        if not any(head):
+        if head[0] == 0 and not any(head):
             return
         kind, magic = head[156:157], head[257:263]
-        if kind not in (b"\0", b"0", b"5") or not magic.startswith(b"ustar") or not _checksum_holds(head):
+        if kind not in (b"\0", b"0", b"5") or not magic.startswith(b"ustar") or (check and not _checksum_holds(head)):
             raise _Unusual
         if head[345] and magic != b"ustar\0":  # old GNU archives keep times where ustar keeps the name's prefix
             raise _Unusual

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from restrain.data.batches import EvalBatch
+from restrain.data.laps import Laps
 from restrain.data.order import Plan
 from restrain.insight.cost import forward_macs
 from restrain.insight.mistakes import Mistakes
@@ -36,6 +37,7 @@ from restrain.training.placement import Placement
 from restrain.training.recorder import Recorder
 from restrain.training.state import RunState
 from restrain.training.tripwires import Tripwires
+from restrain.training.waiting import Waiting
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Attempt:
     data: build.Data
     opened: Opening
     own: Own
+    laps: Laps = field(default_factory=Laps)
 
     @property
     def circumstances(self) -> dict[str, Any]:
@@ -151,6 +154,7 @@ class Attempt:
             seconds=cadence.seconds() if cadence.is_wall_clock else None,
             pixels=self.recipe.track.pixels,
             callbacks=self.own.callbacks,
+            waiting=Waiting(self.laps, self.where.data_threads),
         )
 
     def mirrors(self, state: RunState, progress: Progress) -> list[Mirror]:

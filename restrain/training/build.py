@@ -15,6 +15,7 @@ from restrain.data import augment, sets
 from restrain.data.filling import MIN_BAD, read_into
 from restrain.data.images import DecodeError, decode, resolve_decoder, working_decoder
 from restrain.data.indexing import Reporter
+from restrain.data.laps import Laps
 from restrain.data.loader import EvalLoader, TrainLoader
 from restrain.data.mix import Mix
 from restrain.data.order import ORDER_VERSION, Order, Plan, Segment, resolve_shuffle
@@ -306,7 +307,14 @@ def build_sides(recipe: Recipe, plan: Plan, total: int) -> Sides | None:
 
 
 def build_train_loader(
-    recipe: Recipe, data: Data, plan: Plan, world: World, placement: Placement, start: int, stop: int
+    recipe: Recipe,
+    data: Data,
+    plan: Plan,
+    world: World,
+    placement: Placement,
+    start: int,
+    stop: int,
+    laps: Laps | None = None,
 ) -> TrainLoader:
     mix = None
     if recipe.mix.mixup or recipe.mix.cutmix:
@@ -329,6 +337,7 @@ def build_train_loader(
         mix=mix,
         sides=build_sides(recipe, plan, stop),
         pin=placement.device.startswith("cuda"),
+        laps=laps,
     )
 
 

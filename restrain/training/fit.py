@@ -199,7 +199,8 @@ def _train(attempt: Attempt, say: Callable[[str], None]) -> Result:
         factor=build.build_factor(recipe, plan, total),
         clip=recipe.clip,
     )
-    loader = build.build_train_loader(recipe, attempt.data, plan, world, attempt.where, state.step, total)
+    start = state.step
+    loader = build.build_train_loader(recipe, attempt.data, plan, world, attempt.where, start, total, attempt.laps)
     run = Run(task, state, plan, world, border, settings)
     sound = False
     try:

@@ -17,6 +17,7 @@ from restrain.run.journal import Journal
 from restrain.run.mirrors import Mirror
 from restrain.run.numbers import loose, number
 from restrain.training.vector import Reading
+from restrain.training.waiting import Waiting
 
 
 class Recorder:
@@ -27,6 +28,7 @@ class Recorder:
         plan: for the number of samples of a step.
         every, seconds: step -> whether the journal has a line for it; or a line every so many seconds.
         pixels: whether the ledger carries the pixel hash.
+        callbacks: told of each step. waiting: says when the data are waited for.
     """
 
     def __init__(
@@ -41,10 +43,11 @@ class Recorder:
         seconds: float | None = None,
         pixels: bool = False,
         callbacks: Sequence[Any] = (),
+        waiting: Waiting | None = None,
     ):
         self.journal, self.ledger_file, self.progress, self.mirrors = journal, ledger_file, progress, mirrors
         self.plan, self.every, self.seconds, self.pixels = plan, every, seconds, pixels
-        self.callbacks = callbacks
+        self.callbacks, self.waiting = callbacks, waiting
         self.skipped = 0
         self.last = self.last_line = time.perf_counter()
 
@@ -66,6 +69,8 @@ class Recorder:
                 f"step {r.step}: loss {loss:g}, gradient norm {r.grad_norm:g}: the update was skipped, "
                 f"weights and optimizer are as before ({self.skipped} skipped so far)"
             )
+        if self.waiting is not None and (told := self.waiting.step(seconds, r.wait)) is not None:
+            self.progress.notice(f"step {r.step}: {told}")
         self.progress.update(step=r.step, epoch=r.epoch, loss=loss, accuracy=top1, wait=wait)
         return (
             f'{{"step": {r.step}, "epoch": {r.epoch}, "samples": {self.plan.seen(r.step)}, "wall": {time.time():.3f}, '

@@ -36,7 +36,11 @@ def by_webdataset(path):
 def by_index(path):
     data, found = path.read_bytes(), tars.scan(str(path))
     ranges = zip(found.offsets[:-1], found.offsets[1:], strict=True)
-    return [tars.parse(data[a:b], str(path)) for a, b in ranges]
+    parsed = [tars.parse(data[a:b]) for a, b in ranges]
+    return [
+        {"__key__": key, "__url__": str(path), **{name: bytes(content) for name, content in fields.items()}}
+        for key, fields in parsed
+    ]
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -22,6 +22,7 @@ from restrain.data.augment.geometry import (
     Resize,
 )
 from restrain.data.augment.policies import AutoAugment, RandAugment, ThreeAugment, TimmRandAugment, TrivialAugment
+from restrain.data.laps import Lap
 from restrain.errors import UserError, nearest
 from restrain.recipe.policy import parse_policy
 
@@ -45,25 +46,30 @@ class Pipeline:
         ops = [op.at(size) if isinstance(op, RandomResizedCrop) else op for op in self.ops]
         return Pipeline(ops, size, self.channels, self.decoder)
 
-    def __call__(self, data: bytes | np.ndarray, key: int, out: np.ndarray) -> None:
+    def __call__(self, data: images.Encoded | np.ndarray, key: int, out: np.ndarray, lap: Lap | None = None) -> None:
         """Writes the augmented image into ``out``. Raises DecodeError, or UserError for an image of another size."""
-        image, done = (data, 0) if isinstance(data, np.ndarray) else self._decoded(data, key)
+        image, done = (data, 0) if isinstance(data, np.ndarray) else self._decoded(data, key, lap)
         for index in range(done, len(self.ops)):
             op = self.ops[index]
             height, width = image.shape[:2]
             image = op.apply(image, op.params(draws.extend_key(key, index), height, width))
         if image.shape != self.shape:
             self._refuse(image.shape)
+        if lap is not None:
+            lap.lap("augment")
         out[...] = image
+        if lap is not None:
+            lap.lap("collate")
 
-    def _decoded(self, data: bytes, key: int) -> tuple[np.ndarray, int]:
+    def _decoded(self, data: images.Encoded, key: int, lap: Lap | None) -> tuple[np.ndarray, int]:
         """(image, operations done): a first operation that needs a part of the image has that part decoded alone."""
         stored = images.opened(data, self.decoder)
-        if not self._crops:
-            return stored.pixels(), 0
-        first = cast(CropOp, self.ops[0])
-        params = first.params(draws.extend_key(key, 0), stored.height, stored.width)
-        return first.finish(stored.pixels(first.box(params)), params), 1
+        first = cast(CropOp, self.ops[0]) if self._crops else None
+        params = first.params(draws.extend_key(key, 0), stored.height, stored.width) if first else ()
+        pixels = stored.pixels(first.box(params) if first else None)
+        if lap is not None:
+            lap.lap("decode")
+        return (first.finish(pixels, params), 1) if first else (pixels, 0)
 
     def batch(self, stored: np.ndarray, keys: np.ndarray, out: np.ndarray) -> None:
         """The same for images of one size, uint8 [n, H, W, C], and keys uint64 [n]. Only where ``batched``."""
