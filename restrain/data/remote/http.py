@@ -1,0 +1,105 @@
+"""http and https, by urllib3: status, Retry-After and stalls are seen, which file-system layers hide."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from restrain.data.remote.fetching import Answer, Final, Transient
+from restrain.errors import UserError
+
+CHUNK = 1 << 18
+
+
+class HttpTransport:
+    def __init__(self, connections: int = 16):
+        try:
+            import urllib3
+        except ImportError as error:
+            raise UserError(
+                "Reading shards over http needs urllib3. Install it: pip install 'restrain[http]'"
+            ) from error
+        self._errors, self._timeout = urllib3.exceptions.HTTPError, urllib3.Timeout
+        self._pool = urllib3.PoolManager(
+            maxsize=connections, retries=urllib3.Retry(None, connect=0, read=0, redirect=5, status=0, other=0)
+        )
+
+    def get(self, url: str, first: int, last: int | None, tag: str | None, timeout: float) -> Answer:
+        headers = {"Accept-Encoding": "identity"}
+        if first or last is not None:
+            headers["Range"] = f"bytes={first}-{'' if last is None else last - 1}"
+            if tag:
+                headers["If-Range"] = tag
+        limits = self._timeout(connect=timeout, read=timeout)
+        try:
+            response = self._pool.request("GET", url, headers=headers, preload_content=False, timeout=limits)
+        except self._errors as error:
+            raise Transient(_cause(error)) from None
+        if response.status not in (200, 206):
+            after = _retry_after(response.headers.get("Retry-After"))
+            response.drain_conn()
+            response.release_conn()
+            if response.status >= 500 or response.status in (408, 416, 425, 429):
+                raise Transient(f"HTTP {response.status}", after)
+            raise Final(f"HTTP {response.status}")
+        begin, total = _extent(response.status, response.headers)
+        tag = response.headers.get("ETag")
+        strong = None if tag is None or tag.startswith("W/") else tag
+        return Answer(begin, total, strong, self._chunks(response))
+
+    def close(self) -> None:
+        self._pool.clear()
+
+    def _chunks(self, response: Any) -> Iterator[bytes]:
+        whole = False
+        try:
+            while data := response.read1(CHUNK, decode_content=False):
+                yield data
+            whole = True
+        except (self._errors, OSError) as error:
+            raise Transient(_cause(error)) from None
+        finally:
+            response.release_conn() if whole else response.close()
+
+
+def _extent(status: int, headers: Any) -> tuple[int, int | None]:
+    """(offset of the body, size of the object)."""
+    if status == 206:
+        span, _, total = headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
+        begin = span.partition("-")[0]
+        if not begin.isdigit():
+            raise Transient("HTTP 206 without a usable Content-Range")
+        return int(begin), int(total) if total.isdigit() else None
+    length = headers.get("Content-Length", "")
+    return 0, int(length) if length.isdigit() else None
+
+
+def _retry_after(value: str | None) -> float:
+    """Seconds to wait: a number, or a date."""
+    if value is None:
+        return 0.0
+    try:
+        return max(
+            0.0, float(value) if value.strip().isdigit() else parsedate_to_datetime(value).timestamp() - time.time()
+        )
+    except (ValueError, TypeError):
+        return 0.0
+
+
+def _cause(error: Exception) -> str:
+    """What happened, without the URL that urllib3 writes into its messages."""
+    name = type(error).__name__
+    known = {
+        "ReadTimeoutError": "stalled: no byte in time",
+        "ConnectTimeoutError": "no connection in time",
+        "NewConnectionError": "no connection",
+        "NameResolutionError": "the host's name is unknown",
+        "ProtocolError": "the connection broke",
+        "IncompleteRead": "the connection ended early",
+    }
+    reason = getattr(error, "reason", None)
+    if isinstance(reason, Exception) and reason is not error:
+        return _cause(reason)
+    return known.get(name, name)

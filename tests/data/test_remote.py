@@ -1,0 +1,237 @@
+"""Remote shards: exact bytes or a named error, whatever the network does."""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from restrain.data.index import Entry
+from restrain.data.remote import urls
+from restrain.data.remote.cache import Cache
+from restrain.data.remote.fetching import Patience, fetch
+from restrain.data.remote.http import HttpTransport
+from restrain.data.remote.store import MemorySink, RangeStore, RemoteStore
+from restrain.errors import UserError, WorldError
+from tests.data.faulty import FaultyServer
+
+QUICK = Patience(tries=8, deadline=20, stall_seconds=0.2, first_wait=0.01, longest_wait=0.02)
+SIZE = 300_000
+
+
+def noise(number: int, size: int = SIZE) -> bytes:
+    return np.random.Generator(np.random.PCG64(number)).bytes(size)
+
+
+def entries(root: Path, shards: int = 3) -> list[Entry]:
+    for i in range(shards):
+        (root / f"{i}.tar").write_bytes(noise(i))
+    return [Entry(f"{i}.tar", 1, SIZE, hashlib.sha256(noise(i)).hexdigest(), 0, 0, 0) for i in range(shards)]
+
+
+@pytest.fixture
+def server(tmp_path):
+    (tmp_path / "set").mkdir()
+    server = FaultyServer(tmp_path / "set")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def store(server, tmp_path, shards=3, budget=None, **fields):
+    found = entries(server.root, shards)
+    return RemoteStore(server.url, found, Cache(tmp_path / "cache", budget), HttpTransport(), QUICK, **fields)
+
+
+FAULTS = [["reset"], ["short"], ["stall"], [429, 503], [500, "reset", "stall", "short", 502, "reset"], ["wrong length"]]
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("faults", FAULTS, ids=str)
+def test_exact_bytes_through_faults(server, tmp_path, faults, ranges):
+    reader = store(server, tmp_path)
+    server.ranges = ranges
+    server.faults["1.tar"] = list(faults)
+    assert reader.read(1, 1000, 5000) == noise(1)[1000:6000]
+    assert not server.faults["1.tar"]
+    assert reader.read(1, 0, SIZE) == noise(1)
+    assert server.gets["1.tar"] == len(faults) + 1
+    reader.close()
+
+
+def test_an_interrupted_transfer_goes_on_where_it_was(server, tmp_path):
+    reader = store(server, tmp_path)
+    server.faults["0.tar"] = ["short", "short"]
+    assert reader.read(0, 0, SIZE) == noise(0)
+    assert server.bytes["0.tar"] == SIZE
+    reader.close()
+
+
+def test_content_that_changes_between_ranges(server, tmp_path):
+    reader = store(server, tmp_path)
+    old = noise(9)
+    (server.root / "0.tar").write_bytes(old)  # then it is put right, in the middle of the first transfer
+    (server.root / "0.new").write_bytes(noise(0))
+    server.faults["0.tar"] = ["changed"]
+    assert reader.read(0, 0, SIZE) == noise(0)
+    reader.close()
+    (server.root / "1.tar").write_bytes(old)
+    with pytest.raises(WorldError, match=r"1\.tar is not what its index says"):
+        reader.read(1, 0, 10)
+    assert sorted(path.name for path in (tmp_path / "cache").glob("*.part")) == []
+
+
+def test_final_errors(server, tmp_path):
+    reader = store(server, tmp_path)
+    reader.root = server.url.replace("http://", "http://me:secret@") + "/?signature=secret"
+    server.faults = {"0.tar": [403], "1.tar": [503] * 20, "2.tar": ["stall"] * 20}
+    for name, cause in (("0.tar", "HTTP 403"), ("1.tar", r"HTTP 503 \(8 tries"), ("2.tar", "stalled")):
+        with pytest.raises(WorldError, match=rf"http://127.0.0.1:\d+/{name} cannot be read: {cause}") as caught:
+            reader.read(int(name[0]), 0, 10)
+        assert "secret" not in str(caught.value)
+    assert (server.gets["0.tar"], server.gets["1.tar"]) == (1, 8)
+    (server.root / "0.tar").write_bytes(b"short")
+    with pytest.raises(WorldError, match="the object has 5 bytes, 300000 are expected"):
+        reader.read(0, 0, 10)
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(WorldError, match="no connection"):
+        reader.read(0, 0, 10)
+
+
+def test_retry_after_and_the_deadline(server, tmp_path):
+    reader = store(server, tmp_path)
+    server.faults["0.tar"], server.retry_after = [429], "1"
+    began = time.monotonic()
+    reader.read(0, 0, 10)
+    assert time.monotonic() - began >= 1
+    server.faults["1.tar"], server.retry_after = [429], "600"
+    began = time.monotonic()
+    with pytest.raises(WorldError, match="HTTP 429"):
+        reader.read(1, 0, 10)
+    assert time.monotonic() - began < 1  # longer than the deadline: said at once
+    reader.close()
+
+
+@pytest.mark.parametrize("faults", FAULTS, ids=str)
+def test_ranges_alone(server, faults):
+    reader = RangeStore(server.url, entries(server.root), HttpTransport(), QUICK)
+    server.faults["2.tar"] = list(faults)
+    assert reader.read(2, 1000, 5000) == noise(2)[1000:6000]
+    assert server.bytes["2.tar"] <= 5000
+    server.ranges = False
+    assert reader.read(2, 1000, 5000) == noise(2)[1000:6000]
+    reader.close()
+
+
+def test_slow_transfers_stall(server):
+    class Drip:
+        def get(self, url, first, last, tag, timeout):
+            from restrain.data.remote.fetching import Answer
+
+            return Answer(first, 1000, None, (time.sleep(0.02) or b"x" for _ in range(1000)))
+
+    patience = Patience(tries=2, deadline=5, stall_seconds=0.1, first_wait=0.01)
+    with pytest.raises(WorldError, match=r"stalled: \d+ bytes in 0 s \(2 tries"):
+        fetch(Drip(), "http://host/a", MemorySink(), patience)
+
+
+def _read(url, cache, shards, results):
+    with_entries = [Entry(f"{i}.tar", 1, SIZE, digest, 0, 0, 0) for i, digest in enumerate(shards)]
+    reader = RemoteStore(url, with_entries, Cache(cache), HttpTransport(), QUICK)
+    results.put([hashlib.sha256(reader.read(i, 0, SIZE)).hexdigest() for i in range(len(shards))])
+
+
+def test_two_processes_download_once(server, tmp_path):
+    digests = [entry.sha256 for entry in entries(server.root)]
+    server.delay = 0.1
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    args = (server.url, tmp_path / "cache", digests, results)
+    processes = [context.Process(target=_read, args=args) for _ in range(2)]
+    for process in processes:
+        process.start()
+    assert [results.get(timeout=20) for _ in processes] == [digests] * 2
+    for process in processes:
+        process.join()
+    assert dict(server.gets) == {"0.tar": 1, "1.tar": 1, "2.tar": 1}
+
+
+def test_a_process_killed_while_it_downloads(server, tmp_path):
+    digests = [entry.sha256 for entry in entries(server.root)]
+    server.faults["0.tar"] = ["stall"]
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=_read, args=(server.url, tmp_path / "cache", digests, context.Queue()))
+    process.start()
+    while not (parts := list((tmp_path / "cache").glob("*.part"))) or not parts[0].stat().st_size:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert not list((tmp_path / "cache").glob("*.tar"))
+    reader = store(server, tmp_path)
+    assert reader.read(0, 0, SIZE) == noise(0)
+    assert not list((tmp_path / "cache").glob("*.part"))
+    reader.close()
+
+
+def test_eviction_takes_past_shards_first_and_live_ones_never(server, tmp_path):
+    found = entries(server.root, 4)
+    cache = Cache(tmp_path / "cache", 3 * SIZE)
+    first, second = (RemoteStore(server.url, found, cache, HttpTransport(), QUICK) for _ in range(2))
+    for shard in range(3):
+        first.read(shard, 0, 1)
+    with pytest.raises(WorldError, match=rf"is full: data.cache_bytes=900000, {3 * SIZE} bytes are in use"):
+        second.read(3, 0, 1)
+    first.close()
+    cache.retire(found[1].sha256)
+    assert second.read(3, 0, SIZE) == noise(3)
+    held = {path.stem for path in (tmp_path / "cache").glob("*.tar")}
+    assert held == {found[i].sha256 for i in (0, 2, 3)}
+    for shard in (0, 1, 2, 3, 0):  # more than fit: its own idle shards give way
+        assert second.read(shard, 0, SIZE) == noise(shard)
+    second.close()
+    with pytest.raises(UserError, match=r"data.cache_bytes=900000 is too small: .* have 900001 bytes"):
+        cache.check_budget(900_001)
+
+
+def test_a_full_disk_and_a_damaged_file(server, tmp_path, monkeypatch):
+    reader = store(server, tmp_path)
+    reader.read(0, 0, 1)
+    reader.close()
+    next((tmp_path / "cache").glob("*.tar")).write_bytes(b"cut")
+    assert reader.read(0, 0, SIZE) == noise(0)
+
+    def full(descriptor, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(WorldError, match=r"disk of the cache .* is full: .*1.tar has 300000 bytes and \d+ are free"):
+        reader.read(1, 0, 1)
+    monkeypatch.undo()
+    assert not list((tmp_path / "cache").glob("*.part"))
+    reader.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://a.b/c/d.tar?X-Amz-Signature=s#f", "https://a.b/c/d.tar"),
+        ("http://me:pass@host:80/x", "http://host:80/x"),
+        ("s3://bucket/key", "s3://bucket/key"),
+        ("https://[broken?token=s", "https://(unreadable)"),
+        ("/data/a?b", "/data/a?b"),
+    ],
+)
+def test_redact(url, shown):
+    assert urls.redact(url) == shown
+
+
+def test_names_of_shards():
+    assert urls.join("https://h/a/?sig=1", "b c.tar") == "https://h/a/b%20c.tar?sig=1"
+    assert urls.join("s3://bucket", "b c.tar") == "s3://bucket/b c.tar"
+    with pytest.raises(UserError, match="pipe:// cannot be read"):
+        urls.check("pipe://cat secret")
