@@ -155,8 +155,8 @@ def save(places: Sequence[str | Path], kind: str, parts: Sequence[tuple[Entry, b
             place.mkdir(parents=True, exist_ok=True)
             if not place.stat().st_mode & 0o222:  # meant to stay as it is, though root could write it
                 raise PermissionError(13, "read-only folder")
-            _replace(place / TABLE, table)
-            _replace(place / MANIFEST, json.dumps(manifest, indent=1).encode())  # last: it vouches for the table
+            replace(place / TABLE, table)
+            replace(place / MANIFEST, json.dumps(manifest, indent=1).encode())  # last: it vouches for the table
             return Index(kind, entries, np.frombuffer(table, np.uint8), str(place))
         except OSError as error:
             reasons.append(f"{place}: {error.strerror or error}")
@@ -172,7 +172,7 @@ def places(root: str | Path, cache: str | None = None) -> list[Path]:
     return [Path(root), base / hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:16]]
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace(path: Path, data: bytes) -> None:
     """Write a file so that no reader ever sees half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -42,7 +42,7 @@ def match_shards(root: str | Path, pattern: str) -> list[str]:
     if os.path.isabs(pattern) or ".." in Path(pattern).parts:
         raise UserError(f"The pattern {pattern!r} leaves {root}. Name shards below that folder, or another data.root.")
     found: set[str] = set()
-    for one in _expand(pattern):
+    for one in expand(pattern):
         matched = glob.glob(one, root_dir=root)
         if not matched and one != pattern:
             raise WorldError(
@@ -109,7 +109,7 @@ def check_none_missing(root: str | Path, pattern: str, names: Sequence[str], cac
             if old is None
             else [
                 name
-                for one in _expand(pattern)
+                for one in expand(pattern)
                 for name in fnmatch.filter(old.names, one)
                 if name.count("/") == one.count("/")
             ]
@@ -255,7 +255,7 @@ def _shard_stat(path: Path) -> os.stat_result:
     return status
 
 
-def _expand(pattern: str) -> list[str]:
+def expand(pattern: str) -> list[str]:
     """The patterns that one with ``{}`` stands for. Raises UserError for odd braces and for more than MOST of them."""
     if "{" not in pattern:
         return [pattern]

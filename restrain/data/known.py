@@ -9,6 +9,7 @@ from typing import Any
 from restrain.data import index
 from restrain.data.digits import TRAINED_ON
 from restrain.data.indexing import match_shards
+from restrain.data.remote.urls import is_remote
 from restrain.errors import RestrainError
 
 
@@ -21,6 +22,8 @@ def known_samples(data: Any) -> tuple[int | None, str]:
         return TRAINED_ON, "the digits set"
     if data.root is None:
         return None, "data.root is not set"
+    if is_remote(data.root):
+        return None, "the index of a remote set is read when it is opened"
     root = Path(os.path.expanduser(data.root))
     try:
         names = None if data.name == "folder" else match_shards(root, data.train)

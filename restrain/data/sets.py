@@ -8,8 +8,17 @@ from typing import Any
 
 from restrain import packages
 from restrain.data.digits import DigitsSource
-from restrain.data.indexing import Reporter, check_none_missing, index_folder, index_shards, list_classes, match_shards
+from restrain.data.indexing import (
+    Reporter,
+    check_none_missing,
+    expand,
+    index_folder,
+    index_shards,
+    list_classes,
+    match_shards,
+)
 from restrain.data.reader import Source
+from restrain.data.remote.urls import check, is_remote, redact
 from restrain.data.sources import FolderSource, ShardSource
 from restrain.errors import UserError
 
@@ -32,6 +41,8 @@ def open_source(
             f"data.root is not set: data.name={data.name} needs the folder of the data set. Give data.root=FOLDER on "
             f"the command line, or write it into the site file."
         )
+    if is_remote(data.root):
+        return _remote(data, split, classes)
     root = Path(os.path.expanduser(data.root))
     if not root.is_dir():
         found = " is a file" if root.is_file() else ": there is no such folder"
@@ -72,6 +83,27 @@ def _folder(data: Any, root: Path, split: str, classes: int | None, reporter: Re
         )
     index = index_folder(folder, cache=data.cache, reporter=reporter)
     return FolderSource(index, folder, classes)
+
+
+def _remote(data: Any, split: str, classes: int | None) -> Source | None:
+    from restrain.data.remote.opening import open_shards
+
+    if data.name != "webdataset":
+        raise UserError(
+            f"data.root={redact(data.root)}: data.name={data.name} is read from a folder. Pack it into shards, and use "
+            f"data.name=webdataset."
+        )
+    wanted = data.train if split == "train" else data.eval
+    if wanted is None:
+        check(data.root)
+        return None
+    index, store = open_shards(data, expand(wanted))
+    if not index.names:
+        store.close()
+        if split == "eval":
+            return None
+        raise UserError(f"No shard in the index of {redact(data.root)} matches data.train={wanted!r}. Correct it.")
+    return ShardSource(index, data.root, classes, store)
 
 
 def _shards(

@@ -1,7 +1,16 @@
 """Which keys define a run, and which only say where it happens."""
 
 _SECTIONS = ("parallel", "track", "profile", "expect")
-_KEYS = ("batch.micro", "data.threads", "data.root", "checkpoint.every", "checkpoint.keep")
+_KEYS = (
+    "batch.micro",
+    "data.threads",
+    "data.root",
+    "data.cache",
+    "data.cache_bytes",
+    "data.mode",
+    "checkpoint.every",
+    "checkpoint.keep",
+)
 
 
 def is_placement(key: str) -> bool:

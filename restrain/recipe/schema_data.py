@@ -188,7 +188,10 @@ class _Data(Section):
         default=1e-4,
         description="Share of samples that may be undecodable, each replaced by another, before the run stops.",
     )
-    cache: str | None = Field(default=None, description="Folder for the index of a set that cannot be written to.")
+    cache: str | None = Field(
+        default=None,
+        description="Folder for the index of a set that cannot be written to, and for shards of an http root.",
+    )
 
 
 class _Photographs(_Data):
@@ -219,6 +222,13 @@ class WebDataset(_Photographs):
     name: Literal["webdataset"]
     train: str = Field(default="train-*.tar", description="Shards below `root` for training: * ? [] and {000..146}.")
     eval: str | None = Field(default="val-*.tar", description="Shards below `root` for evaluation; null: none.")
+    mode: Literal["shards", "range"] = Field(
+        default="shards",
+        description="With an http root: fetch whole shards into the cache, or only the samples that are read.",
+    )
+    cache_bytes: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(MB|GB|TB)$")] | None = Field(
+        default=None, description="Bound of the cache of an http root, such as 200GB; null: none."
+    )
 
 
 class Package(_Photographs):

@@ -60,7 +60,17 @@ def write_folder(root: Path, classes: dict[str, int]) -> Path:
 def section(name: str, root: Path | None = None, **fields) -> SimpleNamespace:
     """A ``data`` section of a recipe."""
     split = {"train": "train", "eval": "val"} if name == "folder" else {"train": "train-*.tar", "eval": "val-*.tar"}
-    return SimpleNamespace(**{"name": name, "root": root and str(root), "cache": None, **split, **fields})
+    return SimpleNamespace(
+        **{
+            "name": name,
+            "root": root and str(root),
+            "cache": None,
+            "cache_bytes": None,
+            "mode": "shards",
+            **split,
+            **fields,
+        }
+    )
 
 
 def train_loader(

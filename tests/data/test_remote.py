@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from restrain.data import sets
 from restrain.data.index import Entry
-from restrain.data.remote import urls
+from restrain.data.remote import opening, urls
 from restrain.data.remote.cache import Cache
 from restrain.data.remote.fetching import Patience, fetch
 from restrain.data.remote.http import HttpTransport
 from restrain.data.remote.store import MemorySink, RangeStore, RemoteStore
 from restrain.errors import UserError, WorldError
 from tests.data.faulty import FaultyServer
+from tests.data.making import contents, section, train_loader, write_shards
 
 QUICK = Patience(tries=8, deadline=20, stall_seconds=0.2, first_wait=0.01, longest_wait=0.02)
 SIZE = 300_000
@@ -235,3 +237,33 @@ def test_names_of_shards():
     assert urls.join("s3://bucket", "b c.tar") == "s3://bucket/b c.tar"
     with pytest.raises(UserError, match="pipe:// cannot be read"):
         urls.check("pipe://cat secret")
+    for root in ("https://me:secret@h/a", "https://h/a?X-Amz-Signature=secret"):
+        with pytest.raises(UserError, match=r"data.root=https://h/a is given with a password or a query") as caught:
+            urls.check(root)
+        assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["shards", "range"])
+def test_batches_of_three_epochs_are_those_from_disk(server, tmp_path, monkeypatch, mode):
+    monkeypatch.setattr(opening, "Patience", lambda: QUICK)
+    write_shards(server.root, 3, 8)
+    local = sets.open_source(section("webdataset", server.root), "train", classes=5)
+    for name in (*local.names, "restrain-index.json", "restrain-index.bin"):
+        server.faults[name] = ["reset", "short", "wrong length"]
+    data = section("webdataset", server.url, cache=str(tmp_path / "cache"), mode=mode, cache_bytes="1MB")
+    remote = sets.open_source(data, "train", classes=5)
+    assert remote.fingerprint == local.fingerprint
+    assert sets.open_source(data, "eval", classes=5) is None
+    expected, found = (contents(train_loader(source, stop=9)) for source in (local, remote))
+    assert found == expected
+    assert not any(server.faults.values())
+    remote.close()
+
+
+def test_a_remote_set_without_index(server, tmp_path):
+    write_shards(server.root, 1, 1)
+    data = section("webdataset", server.url, cache=str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"has no index: .*HTTP 404.*restrain data index"):
+        sets.open_source(data, "train")
+    with pytest.raises(UserError, match=r"data.name=folder is read from a folder"):
+        sets.open_source(section("folder", server.url), "train")

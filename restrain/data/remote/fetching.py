@@ -49,6 +49,10 @@ class Final(Exception):
     """Not worth another try: absent, or forbidden."""
 
 
+class Absent(WorldError):
+    """The object is not there, or not for us."""
+
+
 class Transport(Protocol):
     def get(self, url: str, first: int, last: int | None, tag: str | None, timeout: float) -> Answer:
         """Bytes [first, last) if the object still has ``tag``, else the whole of it. Raises Transient or Final.
@@ -111,9 +115,7 @@ def fetch(
                 raise Transient(f"the connection ended after {got} of {stop - first} bytes")
             return tag
         except Final as error:
-            raise WorldError(
-                f"{redact(url)} cannot be read: {error}. Check data.root, and the right to read it."
-            ) from None
+            raise Absent(f"{redact(url)} cannot be read: {error}. Check data.root, and the right to read it.") from None
         except Transient as error:
             cause, after = str(error), error.after
         wait = _jitter.uniform(0, min(patience.longest_wait, patience.first_wait * 2 ** (tried - 1)))

@@ -6,7 +6,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from restrain.errors import UserError
 
-SCHEMES = ("http", "https", "s3", "gs")
+SCHEMES = ("http", "https")
 
 
 def is_remote(root: str) -> bool:
@@ -32,11 +32,20 @@ def join(root: str, name: str) -> str:
 
 
 def check(root: str) -> str:
-    """The scheme of a root. Raises UserError for one that cannot be read, or that would run a program."""
+    """The root. Raises UserError for one that cannot be read, would run a program, or holds a secret."""
     scheme = root.partition("://")[0].lower()
     if scheme not in SCHEMES:
         raise UserError(
             f"data.root={redact(root)}: {scheme}:// cannot be read. Shards are read from a folder or from "
             f"{', '.join(f'{name}://' for name in SCHEMES)}."
         )
-    return scheme
+    try:
+        parts = urlsplit(root)
+    except ValueError:
+        raise UserError(f"data.root={redact(root)} is no URL.") from None
+    if parts.query or parts.fragment or "@" in parts.netloc:
+        raise UserError(
+            f"data.root={redact(root)} is given with a password or a query, which would be written into the lock of "
+            f"the run for all to read. Name a place that can be read without, such as a proxy that adds them."
+        )
+    return root
