@@ -18,9 +18,8 @@ def test_three_epochs_over_faulty_http_give_the_same_weights(tmp_path: Path) -> 
     fixed += ["batch.global=8", "batch.group=2", "length=3ep", "track.pixels=true"]
     ends = []
     for where, run in ((str(root), tmp_path / "disk"), (server.url, tmp_path / "http")):
-        data = (
-            f"{{name: webdataset, root: '{where}', cache: {tmp_path / 'cache'}, eval: null, augment: [{{name: random_resized_crop}}]}}"
-        )
+        data = f"{{name: webdataset, root: '{where}', cache: {tmp_path / 'cache'}, eval: null, "
+        data += "augment: [{name: random_resized_crop}]}"
         ended = worlds.train(run, [*fixed, f"data={data}"])
         assert ended.codes == [0], ended.text
         ends.append(next((run / "checkpoints").glob("step-12/**/model*.safetensors")).read_bytes())
