@@ -1,4 +1,4 @@
-"""``restrain data``: what is done to data sets outside a run. No torch here."""
+"""``restrain data index``: write or refresh the side index of a set. No torch here."""
 
 from __future__ import annotations
 
@@ -7,19 +7,11 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Prepare data sets.", no_args_is_help=True)
-
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Tar shards, or folders of images, one a class.")]
 Pattern = Annotated[str, typer.Option(help="Which shards: * ? [] and {000..146}.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Threads that read.", show_default="the cores, at most 8")]
 
 
-@app.callback()
-def _group() -> None:  # with a callback typer keeps a lone command's name
-    pass
-
-
-@app.command("index")
 def index(folder: Folder, pattern: Pattern = "*.tar", workers: Workers = None) -> None:
     """Write or refresh the side index: where each sample is, and its checksum.
 
