@@ -30,7 +30,8 @@ SEED = 0
 class Photographs:
     """``files/class/number_copy.jpg`` and ``shards/*.tar`` below ``folder``, the same ``images`` in both.
 
-    keys: name without extension -> what Restrain's loader draws this image's crop from in its first epoch.
+    keys: name without extension -> what Restrain's loader draws this image's crop from in its second epoch (the first
+    warms it up).
     """
 
     folder: Path
@@ -90,10 +91,10 @@ def unpack(source: Source, folder: Path, copies: int = 1, most: int = 1000) -> P
     return Photographs(folder, dict(zip(_pack(folder), _keys(folder), strict=True)))
 
 
-def ours(source: Source, pipeline: Pipeline, batch: int, threads: int) -> TrainLoader:
-    """An epoch of Restrain's loader as a run has it: exact order, CRC of each sample, keyed crops."""
+def ours(source: Source, pipeline: Pipeline, batch: int, threads: int, epochs: int = 1) -> TrainLoader:
+    """Some epochs of Restrain's loader as a run has it: exact order, CRC of each sample, keyed crops."""
     order, plan = _order(source, batch)
-    steps = order.samples // batch
+    steps = epochs * plan.steps_per_epoch
     return TrainLoader(
         source, order, plan, pipeline, seed=SEED, rank=0, world=1, micro=batch, start=0, stop=steps, threads=threads
     )
@@ -106,14 +107,14 @@ def _order(source: Source, batch: int) -> tuple[Order, Plan]:
 
 
 def _keys(folder: Path) -> list[int]:
-    """The first epoch's key of each sample of the shards."""
+    """The second epoch's key of each sample of the shards."""
     source = Photographs(folder, {}).source()
     order, _ = _order(source, 1)
     positions = np.arange(order.samples, dtype=np.int64)
-    shard, j = order(0, positions)
+    shard, j = order(1, positions)
     starts = np.concatenate(([0], np.cumsum(source.counts)))
     keys = np.empty(order.samples, np.uint64)
-    drawn = draws.extend(draws.key(SEED, Purpose.AUGMENT, 0), positions, np.zeros_like(positions))
+    drawn = draws.extend(draws.key(SEED, Purpose.AUGMENT, 1), positions, np.zeros_like(positions))
     keys[starts[shard] + j] = drawn
     source.close()
     return keys.tolist()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from restrain.data.checksum import crc32
 from restrain.data.mix import MixDraw
 
 
@@ -75,4 +75,4 @@ class EvalBatch:
 def pixel_crcs(images: torch.Tensor) -> np.ndarray:
     """CRC-32 of each image's bytes in memory order [H, W, C], uint64 [b]. images: uint8 [b, C, H, W], channels-last."""
     rows = images.permute(0, 2, 3, 1).numpy()
-    return np.array([zlib.crc32(row) for row in rows], np.uint64)
+    return np.array([crc32(row) for row in rows], np.uint64)

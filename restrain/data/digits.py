@@ -6,12 +6,12 @@ They go through the same order, augmentation and loader as any other set, as one
 from __future__ import annotations
 
 import hashlib
-import zlib
 from typing import Any
 
 import numpy as np
 
 from restrain import draws
+from restrain.data.checksum import crc32
 from restrain.data.reader import Sample, check_label
 from restrain.draws import Purpose
 
@@ -37,7 +37,7 @@ class DigitsSource:
         self.names = [f"digits-{split}"]
         self.counts = np.array([len(self._labels)], np.int64)
         self.classes: list[str] | None = [str(c) for c in range(10)]
-        self._crcs = np.array([zlib.crc32(image) for image in self._images], np.uint32)
+        self._crcs = np.array([crc32(image) for image in self._images], np.uint32)
         content = hashlib.sha256(self._images.tobytes() + self._labels.astype("<i8").tobytes())
         self.fingerprint = content.hexdigest()
 
@@ -46,12 +46,12 @@ class DigitsSource:
 
     def read(self, shard: int, j: int) -> Sample:
         image = self._images[j]
-        return Sample(f"digit-{j}", image, int(self._labels[j]), zlib.crc32(image))
+        return Sample(f"digit-{j}", image, int(self._labels[j]), crc32(image))
 
     def rows(self, shard: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         # The CRC is of the bytes handed over, not the one remembered: that is what the ledger is for.
         images = self._images[j]
-        return images, self._labels[j], np.array([zlib.crc32(image) for image in images], np.uint64)
+        return images, self._labels[j], np.array([crc32(image) for image in images], np.uint64)
 
     def close(self) -> None:
         pass

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import zlib
 from pathlib import Path
 
 from restrain.data import tars
+from restrain.data.checksum import crc32
 from restrain.data.index import Index
 from restrain.data.indexing import IMAGES
 from restrain.data.reader import BadSample, LocalStore, Sample, Store, check_label
@@ -66,7 +66,7 @@ class ShardSource(_Indexed):
         offsets = self.index.offsets(shard)
         first, last = int(offsets[j]) * tars.BLOCK, int(offsets[j + 1]) * tars.BLOCK
         data = self._store.read(shard, first, last - first)
-        crc = zlib.crc32(data)
+        crc = crc32(data)
         if crc != self.index.crcs(shard)[j]:
             raise BadSample(self.names[shard], j, f"at byte {first}", ROTTEN, rotten=True)
         return *tars.parse(data), crc
@@ -81,7 +81,7 @@ class FolderSource(_Indexed):
             data = (self.root / key).read_bytes()
         except OSError as error:
             raise WorldError(f"{self.root / key} cannot be read: {error.strerror}. Restore it.") from error
-        crc = zlib.crc32(data)
+        crc = crc32(data)
         if crc != self.index.crcs(shard)[j]:
             raise BadSample(self.names[shard], j, key, ROTTEN, rotten=True)
         return Sample(key, data, check_label(shard, self._classes, f"class folder {self.names[shard]}"), crc)

@@ -12,13 +12,13 @@ import mmap
 import os
 import re
 import tarfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
+from restrain.data.checksum import crc32
 from restrain.errors import WorldError
 
 BLOCK = 512
@@ -99,7 +99,7 @@ def scan(path: str) -> Scan:
             offsets = _sample_offsets(path, data)
             view = memoryview(data)
             try:
-                crcs = [zlib.crc32(view[a:b]) for a, b in pairwise(offsets)]
+                crcs = [crc32(view[a:b]) for a, b in pairwise(offsets)]
                 digest = hashlib.sha256(view).hexdigest()
             finally:
                 view.release()
