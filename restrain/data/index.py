@@ -1,9 +1,9 @@
 """The side index of a data set: where each sample is, and what its bytes hash to.
 
-``restrain-index.json`` is the manifest, ``restrain-index.bin`` the table: of a tar shard u32 offset in 512-byte blocks
-[n + 1] and u32 CRC-32 [n], 8 bytes a sample; of a class folder i64 mtime [n], u32 size [n], u32 CRC-32 [n], u32 end of
-name [n], names. They stand beside the data, or in a cache where that folder cannot be written. Only a count and a size
-kept outside a tar can tell that it was cut between two members. No torch here.
+``restrain-index.json`` is the manifest (`manifest.py`), ``restrain-index.bin`` the table: of a tar shard u32 offset in
+512-byte blocks [n + 1] and u32 CRC-32 [n], 8 bytes a sample; of a class folder i64 mtime [n], u32 size [n], u32 CRC-32
+[n], u32 end of name [n], names. They stand beside the data, or in a cache where that folder cannot be written. Only a
+count and a size kept outside a tar can tell that it was cut between two members. No torch here.
 """
 
 from __future__ import annotations
@@ -11,89 +11,113 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace as changed
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from restrain.data import manifest
+from restrain.data.checksum import crc32
+from restrain.data.manifest import Entries, Entry
 from restrain.data.order import ORDER_VERSION
 from restrain.errors import WorldError
 
 VERSION = 1
-MANIFEST, TABLE = "restrain-index.json", "restrain-index.bin"
+BLOCK = 512  # offsets of the table are in blocks of tar
+TABLE = "restrain-index.bin"
 CHECKED_TABLE = 1 << 28  # a table up to this size has its CRC checked when it is loaded
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One shard, or one class of a folder set. idx: where its part of the table begins, bytes: how long it is."""
-
-    url: str  # relative to the set's folder
-    nsamples: int
-    size: int  # bytes of the shard, or of all files of the class
-    sha256: str  # of the content
-    mtime: int  # nanoseconds; 0 for a class, whose files have their own
-    idx: int
-    bytes: int
+Excluded = tuple[str, int, str]
+"""A sample that is left out: name of its shard, which of the shard's stored samples, why."""
 
 
 class Index:
-    """The shards of a set and what the table knows of them. kind: ``shards`` or ``folder``."""
+    """The shards of a set and what the table knows of them. kind: ``shards`` or ``folder``.
 
-    def __init__(self, kind: str, entries: Sequence[Entry], table: np.ndarray, place: str):
+    Samples are numbered without those that are excluded: sample j of a shard is the j-th that is not. What stands in
+    the table (`part`) is what is stored.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        entries: Sequence[Entry],
+        table: np.ndarray,
+        place: str,
+        excluded: Sequence[Excluded] = (),
+    ):
         """table: uint8, the whole table (mapped, not read). place: the folder that holds the index."""
-        self.kind, self.entries, self.place = kind, list(entries), place
-        self._table = table
-        self.names = [entry.url for entry in self.entries]
-        self.counts = np.array([entry.nsamples for entry in self.entries], np.int64)
-        self.classes = self.names if kind == "folder" else None
+        self.kind, self.place, self._table = kind, place, table
+        self.entries = entries if isinstance(entries, Entries) else Entries.of(entries)
+        self.names: Sequence[str] = self.entries.urls
+        self.classes = list(self.names) if kind == "folder" else None
+        self.excluded = list(excluded)
+        gone: dict[str, list[int]] = {}
+        for name, j, _ in excluded:
+            gone.setdefault(name, []).append(j)
+        self._gone = {i: np.unique(gone[name]) for i, name in enumerate(self.names) if name in gone} if gone else {}
+        self.counts = self.entries.numbers["nsamples"].copy()
+        for shard, js in self._gone.items():
+            self.counts[shard] -= len(js)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 over name, count and content of each shard, in order: the same wherever the set is moved to."""
         digest = hashlib.sha256()
-        for entry in self.entries:
-            digest.update(json.dumps([os.path.basename(entry.url), entry.nsamples, entry.sha256, []]).encode())
+        for i, entry in enumerate(self.entries):
+            gone = self._gone[i].tolist() if i in self._gone else []
+            digest.update(json.dumps([os.path.basename(entry.url), entry.nsamples, entry.sha256, gone]).encode())
         return digest.hexdigest()
 
     def part(self, shard: int) -> np.ndarray:
         """The shard's bytes of the table."""
-        entry = self.entries[shard]
-        return self._table[entry.idx : entry.idx + entry.bytes]
+        numbers = self.entries.numbers
+        first = int(numbers["idx"][shard])
+        return self._table[first : first + int(numbers["bytes"][shard])]
 
-    def offsets(self, shard: int) -> np.ndarray:
-        """Tar shards: u32 [n + 1], in 512-byte blocks; sample j is the range from offset j to j + 1."""
-        return self.part(shard)[: 4 * (self.entries[shard].nsamples + 1)].view("<u4")
+    def stored(self, shard: int, j: int) -> int:
+        """Which of the shard's stored samples is sample j."""
+        if shard not in self._gone:
+            return j
+        gone = self._gone[shard]
+        return j + int(np.searchsorted(gone - np.arange(len(gone)), j, side="right"))
+
+    def span(self, shard: int, j: int) -> tuple[int, int]:
+        """Tar shards: first byte of sample j, and the first after it."""
+        j, part = self.stored(shard, j), self.part(shard)
+        first, last = part[4 * j : 4 * j + 8].view("<u4").tolist()
+        return first * BLOCK, last * BLOCK
+
+    def crc(self, shard: int, j: int) -> int:
+        """CRC-32 of the stored bytes of sample j."""
+        return int(self._stored_crcs(shard)[self.stored(shard, j)])
 
     def crcs(self, shard: int) -> np.ndarray:
         """CRC-32 of each sample's stored bytes, u32 [n]."""
-        n = self.entries[shard].nsamples
+        found = self._stored_crcs(shard)
+        return np.delete(found, self._gone[shard]) if shard in self._gone else found
+
+    def _stored_crcs(self, shard: int) -> np.ndarray:
+        n = int(self.entries.numbers["nsamples"][shard])
         at = 4 * (n + 1) if self.kind == "shards" else 12 * n
         return self.part(shard)[at : at + 4 * n].view("<u4")
 
-    def mtimes(self, shard: int) -> np.ndarray:
-        """Class folders: nanoseconds, i64 [n]."""
-        return self.part(shard)[: 8 * self.entries[shard].nsamples].view("<i8")
-
-    def sizes(self, shard: int) -> np.ndarray:
-        """Class folders: bytes of each file, u32 [n]."""
-        n = self.entries[shard].nsamples
-        return self.part(shard)[8 * n : 12 * n].view("<u4")
-
     def file(self, shard: int, j: int) -> str:
-        """Class folders: path of a file, relative to the class folder."""
-        n = self.entries[shard].nsamples
-        ends = self.part(shard)[16 * n : 20 * n].view("<u4")
-        first = int(ends[j - 1]) if j else 0
-        return os.fsdecode(self.part(shard)[20 * n + first : 20 * n + int(ends[j])].tobytes())
+        """Class folders: path of sample j, relative to the class folder."""
+        return class_file(self.part(shard), int(self.entries.numbers["nsamples"][shard]), self.stored(shard, j))
 
     def select(self, names: Iterable[str]) -> Index:
         """The same index with these shards only, in this order."""
-        by_name = {entry.url: entry for entry in self.entries}
-        return Index(self.kind, [by_name[name] for name in names], self._table, self.place)
+        names = list(names)
+        if self.names == names:
+            return self
+        at = {name: i for i, name in enumerate(self.names)}
+        rows = np.array([at[name] for name in names], np.int64)
+        wanted = set(names)
+        excluded = [one for one in self.excluded if one[0] in wanted]
+        return Index(self.kind, self.entries.take(rows), self._table, self.place, excluded)
 
 
 def shard_part(offsets: np.ndarray, crcs: np.ndarray) -> bytes:
@@ -109,46 +133,68 @@ def class_part(files: Sequence[str], sizes: Sequence[int], mtimes: Sequence[int]
     return b"".join([*(column.tobytes() for column in columns), *names])
 
 
+def class_file(part: np.ndarray, n: int, j: int) -> str:
+    """Stored file j of the n in a class folder's part of the table."""
+    ends = part[16 * n : 20 * n].view("<u4")
+    first = int(ends[j - 1]) if j else 0
+    return os.fsdecode(part[20 * n + first : 20 * n + int(ends[j])].tobytes())
+
+
+def class_rows(part: np.ndarray, n: int) -> list[tuple[int, int, int]]:
+    """(bytes, time of change in ns, CRC-32) of each stored file of a class folder."""
+    sizes, crcs = part[8 * n : 12 * n].view("<u4"), part[12 * n : 16 * n].view("<u4")
+    return list(zip(sizes.tolist(), part[: 8 * n].view("<i8").tolist(), crcs.tolist(), strict=True))
+
+
 def load(place: str | Path) -> Index | None:
     """The index in a folder; None where there is none that this version can use."""
     place = Path(place)
     try:
-        manifest = json.loads((place / MANIFEST).read_text())
-        if manifest["version"] != VERSION or manifest["key_rule"] != "wds" or manifest["excluded"]:
+        header, entries = manifest.read(place)
+        if header["version"] != VERSION or header["key_rule"] != "wds":
             return None
-        entries = [Entry(**entry) for entry in manifest["shardlist"]]
-        table: Any = np.memmap(place / TABLE, np.uint8, "r") if manifest["table_bytes"] else np.empty(0, np.uint8)
-        if len(table) != manifest["table_bytes"]:
+        size = header["table_bytes"]
+        table: Any = np.memmap(place / TABLE, np.uint8, "r") if size else np.empty(0, np.uint8)
+        if len(table) != size or (size <= CHECKED_TABLE and crc32(table) != header["table_crc"]):
             return None
-        if len(table) <= CHECKED_TABLE and zlib.crc32(table) != manifest["table_crc"]:
-            return None
-        return Index(manifest["kind"], entries, table, str(place))
-    except (OSError, ValueError, KeyError, TypeError):
+        return Index(header["kind"], entries, table, str(place), [(n, j, why) for n, j, why in header["excluded"]])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # absent, or half written by a process that was killed: it is made again
 
 
-def save(places: Sequence[str | Path], kind: str, parts: Sequence[tuple[Entry, bytes]]) -> Index:
+def save(
+    places: Sequence[str | Path],
+    kind: str,
+    parts: Sequence[tuple[Entry, bytes]],
+    excluded: Sequence[Excluded] = (),
+) -> Index:
     """Write an index into the first of the folders that can be written; idx and bytes of the entries are set here.
 
     Raises WorldError where none can.
     """
     entries, at = [], 0
     for entry, part in parts:
-        entries.append(Entry(**{**asdict(entry), "idx": at, "bytes": len(part)}))
+        entries.append(changed(entry, idx=at, bytes=len(part)))
         at += -(-len(part) // 8) * 8
     table = b"".join(part + bytes(-len(part) % 8) for _, part in parts)
-    manifest = {
+    made = Index(kind, entries, np.frombuffer(table, np.uint8), "", excluded)
+    return write(places, made, table)
+
+
+def write(places: Sequence[str | Path], made: Index, table: bytes) -> Index:
+    """Write an index that is in memory, as `save` does."""
+    header = {
         "version": VERSION,
         "order_version": ORDER_VERSION,
-        "kind": kind,
+        "kind": made.kind,
         "key_rule": "wds",
-        "nsamples": sum(entry.nsamples for entry in entries),
-        "fingerprint": Index(kind, entries, np.empty(0, np.uint8), "").fingerprint,
-        "excluded": [],
+        "nsamples": int(made.counts.sum()),
+        "fingerprint": made.fingerprint,
+        "excluded": [list(one) for one in made.excluded],
         "table_bytes": len(table),
-        "table_crc": zlib.crc32(table),
-        "shardlist": [asdict(entry) for entry in entries],
+        "table_crc": crc32(table),
     }
+    name, text = manifest.encode(header, made.entries)
     reasons = []
     for place in map(Path, places):
         try:
@@ -156,8 +202,9 @@ def save(places: Sequence[str | Path], kind: str, parts: Sequence[tuple[Entry, b
             if not place.stat().st_mode & 0o222:  # meant to stay as it is, though root could write it
                 raise PermissionError(13, "read-only folder")
             replace(place / TABLE, table)
-            replace(place / MANIFEST, json.dumps(manifest, indent=1).encode())  # last: it vouches for the table
-            return Index(kind, entries, np.frombuffer(table, np.uint8), str(place))
+            replace(place / name, text)  # last: it vouches for the table
+            made.place = str(place)
+            return made
         except OSError as error:
             reasons.append(f"{place}: {error.strerror or error}")
     raise WorldError(

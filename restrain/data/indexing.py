@@ -8,14 +8,16 @@ import math
 import os
 import re
 import stat
-import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
+
 from restrain.data import index, tars
+from restrain.data.checksum import crc32
 from restrain.data.index import Entry, Index
 from restrain.errors import UserError, WorldError
 
@@ -77,7 +79,9 @@ def index_shards(
             return old.select(names)
     kept: dict[str, tuple[Entry, bytes]] = {}
     stale: dict[str, Entry] = {}
+    excluded: list[index.Excluded] = []
     for old in found:
+        before = set(kept)
         for i, entry in enumerate(old.entries):
             status = stats.get(entry.url) or _stat(root / entry.url)
             if status is None or entry.url in kept:
@@ -86,6 +90,7 @@ def index_shards(
                 kept[entry.url] = (entry, old.part(i).tobytes())
             else:
                 stale[entry.url] = entry
+        excluded += [one for one in old.excluded if one[0] in kept and one[0] not in before]
     for name in [] if refresh else [name for name in names if name in stale and name not in kept]:
         raise WorldError(
             f"{root / name} has {stats[name].st_size} bytes, its index says {stale[name].size}: it was cut short or "
@@ -95,7 +100,8 @@ def index_shards(
     if missing:
         reporter.say(f"Indexing {len(missing)} shard(s) of {root}")
         kept.update(_scan_shards(root, missing, stats, workers, reporter))
-    made = index.save(where, "shards", [kept[name] for name in sorted(kept)])
+    _say_dropped(found, excluded, reporter)
+    made = index.save(where, "shards", [kept[name] for name in sorted(kept)], excluded)
     reporter.say(f"The index is in {made.place}: {len(made.names)} shards, {int(made.counts.sum())} samples")
     return made.select(names)
 
@@ -150,7 +156,9 @@ def index_folder(
             parts.append((entry, part))
             done += entry.nsamples
             reporter.progress(done, sum(map(len, files.values())))
-    made = index.save(where, "folder", parts)
+    excluded = [] if old is None else _still_excluded(old, parts)
+    _say_dropped([old] if old else [], excluded, reporter)
+    made = index.save(where, "folder", parts, excluded)
     reporter.say(f"The index is in {made.place}: {len(made.names)} classes, {int(made.counts.sum())} images")
     return made
 
@@ -189,9 +197,12 @@ def _scan_shards(
 
 def _class_files(old: Index, shard: int) -> dict[str, tuple[int, int, int]]:
     """File -> (size, mtime, crc) of a class in an index."""
-    names = [old.file(shard, j) for j in range(int(old.counts[shard]))]
-    columns = (old.sizes(shard).tolist(), old.mtimes(shard).tolist(), old.crcs(shard).tolist())
-    return dict(zip(names, zip(*columns, strict=True), strict=True))
+    return _rows_of(old.part(shard), old.entries[shard].nsamples)
+
+
+def _rows_of(part: np.ndarray, n: int) -> dict[str, tuple[int, int, int]]:
+    files = (index.class_file(part, n, j) for j in range(n))
+    return dict(zip(files, index.class_rows(part, n), strict=True))
 
 
 def _scan_class(path: Path, files: list[str], known: dict, refresh: bool) -> tuple[Entry, bytes]:
@@ -210,6 +221,28 @@ def _scan_class(path: Path, files: list[str], known: dict, refresh: bool) -> tup
     return Entry(path.name, len(files), sum(sizes), content, 0, 0, 0), part
 
 
+def _still_excluded(old: Index, parts: Sequence[tuple[Entry, bytes]]) -> list[index.Excluded]:
+    """What a folder set excludes, by the new numbers of files that are as they were."""
+    kept, number = [], {n: i for i, n in enumerate(old.names)}
+    new = {entry.url: (np.frombuffer(part, np.uint8), entry.nsamples) for entry, part in parts}
+    for name, j, why in old.excluded:
+        file, row = list(_class_files(old, number[name]).items())[j]
+        now = _rows_of(*new[name]) if name in new else {}
+        if now.get(file) == row:
+            kept.append((name, list(now).index(file), why))
+    return kept
+
+
+def _say_dropped(found: Sequence[Index], excluded: Sequence[index.Excluded], reporter: Reporter) -> None:
+    before = sum(len(old.excluded) for old in found[:1])
+    if before > len(excluded):
+        reporter.say(
+            f"{before - len(excluded)} sample(s) that were excluded are of data that changed, and are in the set again"
+        )
+    if excluded:
+        reporter.say(f"{len(excluded)} sample(s) stay excluded")
+
+
 def _scan_image(path: Path) -> tuple[int, int, int]:
     """(size, mtime in ns, CRC-32) of a file. Raises WorldError where it is none, or cannot be read."""
     try:
@@ -219,7 +252,7 @@ def _scan_image(path: Path) -> tuple[int, int, int]:
         data = path.read_bytes()
     except OSError as error:
         raise WorldError(f"{path} cannot be read: {error.strerror}. Restore it, or move it away.") from error
-    return len(data), status.st_mtime_ns, zlib.crc32(data)
+    return len(data), status.st_mtime_ns, crc32(data)
 
 
 def _images_below(folder: Path) -> list[str]:

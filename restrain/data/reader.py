@@ -102,8 +102,8 @@ class Store(Protocol):
 class LocalStore:
     """Local files, kept open (the ``keep`` last used), each checked to have its indexed size when it is opened."""
 
-    def __init__(self, paths: Sequence[str | Path], sizes: Sequence[int], keep: int = 128):
-        self.paths, self.sizes, self.keep = paths, sizes, keep
+    def __init__(self, root: str | Path, names: Sequence[str], sizes: Sequence[int] | np.ndarray, keep: int = 128):
+        self.root, self.names, self.sizes, self.keep = Path(root), names, sizes, keep
         self._open: OrderedDict[int, _File] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -112,10 +112,10 @@ class LocalStore:
             try:
                 data = os.pread(descriptor, length, offset)
             except OSError as error:
-                raise WorldError(f"{self.paths[shard]} cannot be read: {error.strerror}.") from error
+                raise WorldError(f"{self.path(shard)} cannot be read: {error.strerror}.") from error
         if len(data) != length:
             raise WorldError(
-                f"{self.paths[shard]} ended {length - len(data)} bytes early while it was read: something cut it short "
+                f"{self.path(shard)} ended {length - len(data)} bytes early while it was read: something cut it short "
                 f"just now. Restore it from its origin."
             )
         return data
@@ -125,6 +125,9 @@ class LocalStore:
             for file in self._open.values():
                 os.close(file.descriptor)
             self._open.clear()
+
+    def path(self, shard: int) -> Path:
+        return self.root / self.names[shard]
 
     @contextmanager
     def _descriptor(self, shard: int) -> Iterator[int]:
@@ -145,7 +148,7 @@ class LocalStore:
                 file.users -= 1
 
     def _open_checked(self, shard: int) -> int:
-        path = self.paths[shard]
+        path = self.path(shard)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -155,7 +158,7 @@ class LocalStore:
             os.close(descriptor)
             raise WorldError(
                 f"{path} has {size} bytes, its index says {self.sizes[shard]}: it was cut short or changed. Restore it "
-                f"from its origin, or, if it was changed on purpose, run: restrain data index {Path(path).parent}"
+                f"from its origin, or, if it was changed on purpose, run: restrain data index {self.root}"
             )
         return descriptor
 

@@ -25,8 +25,12 @@ class _Indexed:
 
     def __init__(self, index: Index, root: str | Path, classes: int | None):
         self.index, self.root, self._classes = index, Path(root), classes
-        self.names, self.counts, self.fingerprint = index.names, index.counts, index.fingerprint
+        self.names, self.counts = index.names, index.counts
         self.classes: list[str] | None = index.classes
+
+    @property
+    def fingerprint(self) -> str:
+        return self.index.fingerprint
 
     def crcs(self, shard: int):
         return self.index.crcs(shard)
@@ -38,8 +42,7 @@ class ShardSource(_Indexed):
     def __init__(self, index: Index, root: str | Path, classes: int | None = None, store: Store | None = None):
         """classes: of the model, labels are checked against it. store: where the bytes are, if not below ``root``."""
         super().__init__(index, root, classes)
-        paths = [self.root / name for name in self.names]
-        self._store = store or LocalStore(paths, [entry.size for entry in index.entries])
+        self._store = store or LocalStore(self.root, self.names, index.entries.numbers["size"])
 
     def sample(self, shard: int, j: int) -> dict[str, str | bytes]:
         """The sample as webdataset gives it: ``__key__``, ``__url__``, extension -> bytes. Raises BadSample."""
@@ -63,11 +66,10 @@ class ShardSource(_Indexed):
 
     def _checked(self, shard: int, j: int) -> tuple[str, dict[str, memoryview], int]:
         """(key, extension -> content, CRC-32 of the sample)."""
-        offsets = self.index.offsets(shard)
-        first, last = int(offsets[j]) * tars.BLOCK, int(offsets[j + 1]) * tars.BLOCK
+        first, last = self.index.span(shard, j)
         data = self._store.read(shard, first, last - first)
         crc = crc32(data)
-        if crc != self.index.crcs(shard)[j]:
+        if crc != self.index.crc(shard, j):
             raise BadSample(self.names[shard], j, f"at byte {first}", ROTTEN, rotten=True)
         return *tars.parse(data), crc
 
@@ -82,7 +84,7 @@ class FolderSource(_Indexed):
         except OSError as error:
             raise WorldError(f"{self.root / key} cannot be read: {error.strerror}. Restore it.") from error
         crc = crc32(data)
-        if crc != self.index.crcs(shard)[j]:
+        if crc != self.index.crc(shard, j):
             raise BadSample(self.names[shard], j, key, ROTTEN, rotten=True)
         return Sample(key, data, check_label(shard, self._classes, f"class folder {self.names[shard]}"), crc)
 

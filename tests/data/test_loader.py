@@ -253,7 +253,7 @@ def test_bit_rot_is_replaced_in_training_and_refused_in_evaluation(tmp_path):
     for split in ("train", "val"):
         path = tmp_path / f"{split}-1.tar"
         data = bytearray(path.read_bytes())
-        data[int(source.index.offsets(1)[7]) * 512 + 700] ^= 1
+        data[source.index.span(1, 7)[0] + 700] ^= 1
         path.write_bytes(data)
     assert {r.reason for batch in train_loader(source) for r in batch.replaced} == {
         "its bytes are not those that were indexed (checksum)"

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from restrain.data import index
-from restrain.data.index import CHECKED_TABLE, MANIFEST, TABLE, Index
+from restrain.data.index import CHECKED_TABLE, TABLE, Index
+from restrain.data.manifest import MANIFEST
 from restrain.data.remote import urls
 from restrain.data.remote.cache import Cache
 from restrain.data.remote.fetching import Absent, Patience, Transport, fetch
