@@ -3,6 +3,7 @@
 import typer
 
 from restrain.cli.data.index import index
+from restrain.cli.data.pack import pack
 
 app = typer.Typer(help="Prepare data sets.", no_args_is_help=True)
 
@@ -13,4 +14,5 @@ def _group() -> None:  # with a callback typer keeps a lone command's name
 
 
 # In the order of --help.
+app.command("pack")(pack)
 app.command("index")(index)
