@@ -17,6 +17,7 @@ from restrain.errors import UserError, nearest
 
 DECODERS = ("nvimgcodec", "torchvision", "pil")  # in the order in which auto tries them
 JPEG = b"\xff\xd8\xff"
+MAGIC = {JPEG: "jpg", b"\x89PNG": "png", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif", b"RIFF": "webp"}
 RGB = 3  # torchvision.io.ImageReadMode.RGB.value
 
 

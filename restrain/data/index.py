@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace as changed
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Index:
         excluded: Sequence[Excluded] = (),
     ):
         """table: uint8, the whole table (mapped, not read). place: the folder that holds the index."""
-        self.kind, self.place, self._table = kind, place, table
+        self.kind, self.place, self.table = kind, place, table
         self.entries = entries if isinstance(entries, Entries) else Entries.of(entries)
         self.names: Sequence[str] = self.entries.urls
         self.classes = list(self.names) if kind == "folder" else None
@@ -75,7 +76,17 @@ class Index:
         """The shard's bytes of the table."""
         numbers = self.entries.numbers
         first = int(numbers["idx"][shard])
-        return self._table[first : first + int(numbers["bytes"][shard])]
+        return self.table[first : first + int(numbers["bytes"][shard])]
+
+    def gone(self, shard: int) -> set[int]:
+        """The stored samples of a shard that are excluded."""
+        return set(self._gone[shard].tolist()) if shard in self._gone else set()
+
+    def stored_spans(self, shard: int) -> Iterator[tuple[int, int, int]]:
+        """Tar shards: (number, first byte, first byte after it) of each stored sample."""
+        n = int(self.entries.numbers["nsamples"][shard])
+        borders = (self.part(shard)[: 4 * (n + 1)].view("<u4").astype(np.int64) * BLOCK).tolist()
+        return ((j, first, last) for j, (first, last) in enumerate(pairwise(borders)))
 
     def stored(self, shard: int, j: int) -> int:
         """Which of the shard's stored samples is sample j."""
@@ -92,7 +103,10 @@ class Index:
 
     def crc(self, shard: int, j: int) -> int:
         """CRC-32 of the stored bytes of sample j."""
-        return int(self._stored_crcs(shard)[self.stored(shard, j)])
+        return self.stored_crc(shard, self.stored(shard, j))
+
+    def stored_crc(self, shard: int, j: int) -> int:
+        return int(self._stored_crcs(shard)[j])
 
     def crcs(self, shard: int) -> np.ndarray:
         """CRC-32 of each sample's stored bytes, u32 [n]."""
@@ -117,7 +131,7 @@ class Index:
         rows = np.array([at[name] for name in names], np.int64)
         wanted = set(names)
         excluded = [one for one in self.excluded if one[0] in wanted]
-        return Index(self.kind, self.entries.take(rows), self._table, self.place, excluded)
+        return Index(self.kind, self.entries.take(rows), self.table, self.place, excluded)
 
 
 def shard_part(offsets: np.ndarray, crcs: np.ndarray) -> bytes:

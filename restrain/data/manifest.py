@@ -11,7 +11,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -143,12 +143,12 @@ def decode(data: bytes) -> tuple[dict[str, Any], Entries]:
 def encode(manifest: dict[str, Any], entries: Sequence[Entry]) -> tuple[str, bytes]:
     """(name, bytes) of the manifest's file."""
     if len(entries) <= MANY_SHARDS:
-        return MANIFEST, json.dumps({**manifest, "shardlist": [asdict(e) for e in entries]}, indent=1).encode()
+        return MANIFEST, json.dumps({**manifest, "shardlist": [vars(e) for e in entries]}, indent=1).encode()
     import zstandard
 
     out = io.BytesIO()
     with zstandard.ZstdCompressor(level=3).stream_writer(out, closefd=False) as stream:
         stream.write(json.dumps({**manifest, "shards": len(entries)}).encode() + b"\n")
         for entry in entries:
-            stream.write(json.dumps(asdict(entry)).encode() + b"\n")
+            stream.write(json.dumps(vars(entry)).encode() + b"\n")
     return LINES, out.getvalue()

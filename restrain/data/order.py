@@ -96,6 +96,16 @@ class Order:
         at = np.searchsorted(line.starts, on_line, side="right") - 1
         return line.shards[at].reshape(shape), (on_line - line.starts[at]).reshape(shape)
 
+    def lane_shards(self, epoch: int, lane: int) -> np.ndarray:
+        """The shards that a lane's samples of an epoch are in, in the order in which its windows come to them."""
+        first, last = int(self._base[lane]), int(self._base[lane + 1])
+        if first == last:
+            return np.empty(0, np.int64)
+        with self._lock:
+            line = self._epoch(epoch)
+        a, b = np.searchsorted(line.starts, [first, last - 1], side="right") - 1
+        return line.shards[a : b + 1]
+
     def _epoch(self, epoch: int) -> _Epoch:
         if epoch not in self._epochs:
             n = len(self.counts)

@@ -23,7 +23,7 @@ class _Indexed:
 
     channels = 3
 
-    def __init__(self, index: Index, root: str | Path, classes: int | None):
+    def __init__(self, index: Index, root: str | Path, classes: int | None = None):
         self.index, self.root, self._classes = index, Path(root), classes
         self.names, self.counts = index.names, index.counts
         self.classes: list[str] | None = index.classes
@@ -56,7 +56,7 @@ class ShardSource(_Indexed):
         if image is None:
             raise BadSample(self.names[shard], j, key, f"no image among its files ({_extensions(fields)})")
         try:
-            label = _label(fields)
+            label = label_of(fields)
         except ValueError as error:
             raise BadSample(self.names[shard], j, key, str(error)) from error
         return Sample(key, image, check_label(label, self._classes, f"sample {key} of {self.names[shard]}"), crc)
@@ -92,7 +92,7 @@ class FolderSource(_Indexed):
         pass
 
 
-def _label(fields: dict[str, memoryview]) -> int:
+def label_of(fields: dict[str, memoryview]) -> int:
     """The label of a sample. Raises ValueError that says what is missing."""
     if "cls" in fields:
         text = bytes(fields["cls"])

@@ -47,13 +47,11 @@ def pack(
     from restrain.data.progress import console_reporter
     from restrain.errors import UserError
 
-    size = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(kB|MB|GB)", shard_size)
-    if size is None:
-        raise UserError(f"--shard-size {shard_size}: a number and kB, MB or GB, such as 128MB.")
+    size = bytes_of(shard_size)
     if re.fullmatch(r"[a-z][a-z0-9_]*", split) is None:
         raise UserError(f"--split {split}: a word of small letters, such as train or val.")
     encoding = Encoding(short_side, quality, check or skip_bad)
-    options = Options(int(float(size[1]) * UNITS[size[2]]), shuffle, seed, encoding, skip_bad)
+    options = Options(size, shuffle, seed, encoding, skip_bad)
     if short_side is not None:
         typer.echo(
             f"Images with a short side above {short_side} pixels are stored smaller, as JPEGs of quality {quality}: "
@@ -75,6 +73,16 @@ def pack(
     evaluation = [one.split for one in listings if one.split != "train"]
     pattern = f" data.eval='{evaluation[0]}-*.tar'" if evaluation and evaluation[0] != "val" else ""
     typer.echo(f"next: restrain train NAME data.name=webdataset data.root={target}{pattern}{names}")
+
+
+def bytes_of(text: str) -> int:
+    """``128MB`` -> bytes. Raises UserError."""
+    from restrain.errors import UserError
+
+    size = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(kB|MB|GB)", text)
+    if size is None:
+        raise UserError(f"--shard-size {text}: a number and kB, MB or GB, such as 128MB.")
+    return int(float(size[1]) * UNITS[size[2]])
 
 
 def _line(one: Packed) -> str:

@@ -10,8 +10,6 @@ from restrain.data.packing.items import Item
 from restrain.data.packing.writer import Members
 from restrain.data.sources import EXTENSIONS
 
-MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif", b"RIFF": "webp"}
-
 
 @dataclass(frozen=True)
 class Encoding:
@@ -71,5 +69,5 @@ def smaller(data: bytes, short_side: int, quality: int) -> bytes:
 
 def _extension(data: bytes, name: str) -> str:
     """By content: ImageNet has a PNG and CMYK JPEGs among its .JPEG files."""
-    found = next((extension for magic, extension in MAGIC.items() if data.startswith(magic)), None)
+    found = next((extension for magic, extension in images.MAGIC.items() if data.startswith(magic)), None)
     return found or name.rpartition(".")[2].lower()

@@ -1,0 +1,27 @@
+"""Any indexed set below a folder, for commands that look at it as it is stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from restrain.data import index
+from restrain.data.index import Index
+from restrain.data.indexing import match_shards
+from restrain.errors import UserError
+
+
+def indexed(root: Path, pattern: str = "*.tar", cache: str | None = None) -> Index:
+    """The index of a set: of the shards that match, or of class folders. Raises UserError where there is none."""
+    if not root.is_dir():
+        raise UserError(f"{root} is no folder. Name the folder of a data set.")
+    for place in index.places(root, cache):
+        found = index.load(place)
+        if found is None:
+            continue
+        if found.kind == "folder":
+            return found
+        names = set(match_shards(root, pattern)) if any(root.glob("*.tar")) else set(found.names)
+        chosen = [name for name in found.names if name in names]
+        if chosen:
+            return found.select(chosen)
+    raise UserError(f"{root} has no index. Make one first: restrain data index {root}")
