@@ -17,6 +17,7 @@ from restrain.data.remote import urls
 from restrain.data.remote.cache import Cache
 from restrain.data.remote.fetching import Absent, Patience, Transport, fetch
 from restrain.data.remote.http import HttpTransport
+from restrain.data.remote.objects import ObjectTransport
 from restrain.data.remote.store import MemorySink, RangeStore, RemoteStore
 from restrain.errors import UserError, WorldError
 
@@ -32,7 +33,7 @@ def open_shards(
     An index without a shard where nothing matches.
     """
     root, patience = urls.check(data.root), patience or Patience()
-    transport = HttpTransport()
+    transport = transport_of(root)
     folder = Path(data.cache) if data.cache else _own_cache()
     place = folder / "index" / hashlib.sha256(root.encode()).hexdigest()[:16]
     found = _fetch_index(root, place, transport, patience)
@@ -48,6 +49,12 @@ def open_shards(
     cache = Cache(folder / "shards", parse_bytes(data.cache_bytes))
     cache.check_budget(max((entry.size for entry in chosen.entries), default=0))
     return chosen, RemoteStore(root, chosen.entries, cache, transport, patience)
+
+
+def transport_of(root: str) -> Transport:
+    """What reads objects below a URL. Raises UserError where a package for it is not installed."""
+    scheme = root.partition("://")[0]
+    return HttpTransport() if scheme in ("http", "https") else ObjectTransport(scheme)
 
 
 def parse_bytes(text: str | None) -> int | None:

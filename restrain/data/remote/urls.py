@@ -6,7 +6,8 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from restrain.errors import UserError
 
-SCHEMES = ("http", "https")
+SCHEMES = ("http", "https", "s3", "gs")
+PROGRAMS = ("pipe", "ssh", "sftp", "scp", "rsync", "hdfs")  # which other readers run a program for
 
 
 def is_remote(root: str) -> bool:
@@ -34,6 +35,13 @@ def join(root: str, name: str) -> str:
 def check(root: str) -> str:
     """The root. Raises UserError for one that cannot be read, would run a program, or holds a secret."""
     scheme = root.partition("://")[0].lower()
+    if scheme == "file":
+        raise UserError(f"data.root={redact(root)}: give the folder itself, {urlsplit(root).path or '/...'}.")
+    if scheme in PROGRAMS:
+        raise UserError(
+            f"data.root={redact(root)}: reading {scheme}:// would run a program, which a recipe never does. Fetch the "
+            f"shards into a folder, or serve them over http."
+        )
     if scheme not in SCHEMES:
         raise UserError(
             f"data.root={redact(root)}: {scheme}:// cannot be read. Shards are read from a folder or from "
