@@ -16,6 +16,7 @@ from restrain.data.augment import Pipeline
 from restrain.data.laps import STAGES, Laps
 from restrain.data.loader import TrainLoader
 from restrain.data.reader import Source
+from restrain.data.remote.urls import is_remote
 from restrain.models import named_joins, set_factors
 from restrain.parallel import precision
 from restrain.parallel.world import World
@@ -53,6 +54,7 @@ class Feeding:
     copy_ms: float
     step: float | None
     images: int
+    remote: bool = False  # the set lies behind a network
     limit: str = field(init=False)
 
     def __post_init__(self):
@@ -97,7 +99,9 @@ def of_recipe(recipe: Recipe, data: build.Data, seconds: float, with_step: bool 
     step = _step_rate(recipe, data, device, where, seconds) if with_step else None
     many = plan.steps_per_epoch * 1000  # far more than the time allows
     loader = build.build_train_loader(recipe, data, plan, world, where, 0, many)
-    return measure(data.train, data.train_pipeline, loader, seconds, device, step)
+    found = measure(data.train, data.train_pipeline, loader, seconds, device, step)
+    found.remote = is_remote(getattr(recipe.data, "root", None))
+    return found
 
 
 def _step_rate(

@@ -80,7 +80,8 @@ def _lines(found: Feeding) -> list[str]:
     )
     if found.step is not None:
         lines.append(f"the training step alone: {found.step:,.0f} images/s")
-    lines.append(f"the limit is {LIMITS[found.limit]}: {_advice(found)}")
+    limit = "the network" if found.remote and found.limit == "read" else LIMITS[found.limit]
+    lines.append(f"the limit is {limit}: {_advice(found)}")
     return lines
 
 
@@ -91,6 +92,12 @@ def _advice(found: Feeding) -> str:
     stage = found.stages[found.limit]
     if found.limit == "read":
         waits = stage.wall_ms - stage.cpu_ms
+        if found.remote:
+            return (
+                f"reading an image takes {stage.wall_ms:.1f} ms, {waits:.1f} of them waiting for what is fetched. A "
+                f"nearer store, a cache that keeps the set from one epoch to the next (data.cache, data.cache_bytes), "
+                f"smaller photographs (restrain data pack --short-side), or more data.threads."
+            )
         return (
             f"reading an image takes {stage.wall_ms:.1f} ms, {waits:.1f} of them waiting. A nearer disk, or more "
             f"data.threads, which wait side by side."

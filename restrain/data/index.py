@@ -160,16 +160,20 @@ def class_rows(part: np.ndarray, n: int) -> list[tuple[int, int, int]]:
     return list(zip(sizes.tolist(), part[: 8 * n].view("<i8").tolist(), crcs.tolist(), strict=True))
 
 
-def load(place: str | Path) -> Index | None:
-    """The index in a folder; None where there is none that this version can use."""
+def load(place: str | Path, table: Any = None) -> Index | None:
+    """The index in a folder; None where there is none that this version can use. table: in place of the folder's own,
+    anything of the right length whose slices are arrays."""
     place = Path(place)
     try:
         header, entries = manifest.read(place)
         if header["version"] != VERSION or header["key_rule"] != "wds":
             return None
         size = header["table_bytes"]
-        table: Any = np.memmap(place / TABLE, np.uint8, "r") if size else np.empty(0, np.uint8)
-        if len(table) != size or (size <= CHECKED_TABLE and crc32(table) != header["table_crc"]):
+        if table is None:
+            table = np.memmap(place / TABLE, np.uint8, "r") if size else np.empty(0, np.uint8)
+            if size <= CHECKED_TABLE and crc32(table) != header["table_crc"]:
+                return None
+        if len(table) != size:
             return None
         return Index(header["kind"], entries, table, str(place), [(n, j, why) for n, j, why in header["excluded"]])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

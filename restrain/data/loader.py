@@ -28,6 +28,7 @@ from restrain.errors import WorldError
 __all__ = ["Bad", "EvalBatch", "EvalLoader", "MicroBatch", "Replaced", "StepBatch", "TrainLoader", "pixel_crcs"]
 
 TRIES = 8  # replacements tried for one bad sample
+AHEAD = 8  # batches of an evaluation between two looks at what comes
 BLOCK = 4096  # positions planned at once: the cost of small steps is numpy's calls, not their length
 
 
@@ -75,6 +76,9 @@ class TrainLoader:
         self.start, self.stop, self.threads = start, stop, max(1, threads)
         self.max_bad, self.pixels, self.mix, self.pin, self.sides = max_bad, pixels, mix, pin, sides
         self.laps = laps or Laps()
+        if start < stop and (check_room := getattr(source, "check_room", None)) is not None:
+            epoch, positions = plan.rows(start, 1, rank, world)
+            check_room(order.ahead(epoch, positions))
         self._pipelines = {pipeline.size: pipeline}
         self._ring: Ring[Job, Buffer] | None = None
 
@@ -111,11 +115,13 @@ class TrainLoader:
 
     def _jobs(self) -> Iterator[Job]:
         """The rank's rows of each step, planned many steps at a time."""
-        step = self.start
+        step, expect = self.start, getattr(self.source, "expect", None)
         while step < self.stop:
             most = min(max(1, BLOCK // self.plan.segment(step).batch), self.stop - step)
             count = self.plan.steps_together(step, most)
             epoch, positions = self.plan.rows(step, count, self.rank, self.world)
+            if expect is not None:
+                expect(self.order.ahead(epoch, positions[0]))
             shard, j = self.order(epoch, positions)
             slot, copy = np.divmod(positions, self.plan.repeats)
             keys = draws.extend(draws.key(self.seed, Purpose.AUGMENT, epoch), slot, copy)
@@ -240,10 +246,14 @@ class EvalLoader:
             self._ring = None
 
     def _jobs(self) -> Iterator[Job]:
+        expect = getattr(self.source, "expect", None)
         for number in range(len(self)):
             index = (number * self.world + self.rank) * self.batch + np.arange(self.batch, dtype=np.int64)
             valid, index = index < self.samples, np.minimum(index, self.samples - 1)
             shard = np.searchsorted(self._starts, index, side="right") - 1
+            if expect is not None and number % AHEAD == 0:
+                first, last = int(shard[0]), int(index[0]) + 2 * AHEAD * self.world * self.batch
+                expect(range(first, int(np.searchsorted(self._starts, min(last, self.samples - 1), side="right"))))
             keys = np.zeros(self.batch, np.uint64)  # nothing is drawn
             j = index - self._starts[shard]
             yield Job(number, 0, shard, j, keys, self.pipeline, index=index, valid=valid)

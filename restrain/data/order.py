@@ -96,6 +96,36 @@ class Order:
         at = np.searchsorted(line.starts, on_line, side="right") - 1
         return line.shards[at].reshape(shape), (on_line - line.starts[at]).reshape(shape)
 
+    def ahead(self, epoch: int, positions: np.ndarray) -> list[int]:
+        """Shards of the windows that these positions are in, then those of the next window of each of their lanes, in
+        the next epoch where a lane ends. What is to be fetched before it is asked for, and kept meanwhile."""
+        position = np.asarray(positions, np.int64).reshape(-1) // self.repeats
+        lanes, at = np.unique(position % self.lanes, return_index=True)
+        slots = position[at] // self.lanes
+        with self._lock:
+            line, following = self._epoch(epoch), self._epoch(epoch + 1)
+            now, later = [], []
+            for lane, slot in zip(lanes.tolist(), slots.tolist(), strict=True):
+                last = int(self._base[lane + 1] - self._base[lane])
+                window = (slot + int(line.stagger[lane])) // self.window
+                now += self._window_shards(line, lane, window)
+                if (window + 1) * self.window - int(line.stagger[lane]) < last:
+                    later += self._window_shards(line, lane, window + 1)
+                else:
+                    later += self._window_shards(following, lane, int(following.stagger[lane]) // self.window)
+        return list(dict.fromkeys([*now, *later]))
+
+    def _window_shards(self, line: _Epoch, lane: int, window: int) -> list[int]:
+        first, last = self._span(line, lane, window)
+        base = int(self._base[lane])
+        a, b = np.searchsorted(line.starts, [base + first, base + last - 1], side="right") - 1
+        return line.shards[a : b + 1].tolist()
+
+    def _span(self, line: _Epoch, lane: int, window: int) -> tuple[int, int]:
+        """First slot of a window of a lane, and the first after it."""
+        stagger, length = int(line.stagger[lane]), int(self._base[lane + 1] - self._base[lane])
+        return max(0, window * self.window - stagger), min(length, (window + 1) * self.window - stagger)
+
     def lane_shards(self, epoch: int, lane: int) -> np.ndarray:
         """The shards that a lane's samples of an epoch are in, in the order in which its windows come to them."""
         first, last = int(self._base[lane]), int(self._base[lane + 1])
@@ -134,9 +164,7 @@ class Order:
         """First slot of a window, and the permutation of its slots."""
         name = (epoch, lane, window)
         if name not in self._windows:
-            stagger, length = int(line.stagger[lane]), int(self._base[lane + 1] - self._base[lane])
-            first = max(0, window * self.window - stagger)
-            last = min(length, (window + 1) * self.window - stagger)
+            first, last = self._span(line, lane, window)
             permuted = draws.permutation(last - first, self.seed, Purpose.WINDOW, epoch, lane, window)
             self._windows[name] = (first, permuted.astype(np.uint32) if last - first < 1 << 32 else permuted)
             while len(self._windows) > 2 * self.lanes:

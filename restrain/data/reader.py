@@ -90,7 +90,7 @@ def check_label(label: int, classes: int | None, where: str) -> int:
 
 
 class Store(Protocol):
-    """Where shards lie. One for local files now; an object store with its cache has the same two methods."""
+    """Where shards lie. Some also have ``expect(shards)``: what will be read soon, to be fetched before."""
 
     def read(self, shard: int, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes of a shard, or WorldError. Called by many threads at once."""

@@ -84,19 +84,20 @@ def parse(data: bytes) -> tuple[str, dict[str, memoryview]]:
     return key, fields
 
 
-def scan(path: str) -> Scan:
-    """Find and check the samples of a shard.
+def scan(path: str, name: str | None = None) -> Scan:
+    """Find and check the samples of a shard. name: what it is called in errors.
 
     Raises WorldError, naming file and member, for a cut or compressed shard, one without an end-of-archive mark, and
     keys that are not unique and contiguous: each of them loses samples silently in other readers.
     """
     with open(path, "rb") as file:
         status = os.fstat(file.fileno())
+        name = name or path
         if status.st_size == 0:
-            raise WorldError(f"{path} is empty, not a tar archive: it was cut short. Restore it from its origin.")
+            raise WorldError(f"{name} is empty, not a tar archive: it was cut short. Restore it from its origin.")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            _refuse_compressed(path, data[:6])
-            offsets = _sample_offsets(path, data)
+            _refuse_compressed(name, data[:6])
+            offsets = _sample_offsets(name, data)
             view = memoryview(data)
             try:
                 crcs = [crc32(view[a:b]) for a, b in pairwise(offsets)]

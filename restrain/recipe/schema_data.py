@@ -190,7 +190,7 @@ class _Data(Section):
     )
     cache: str | None = Field(
         default=None,
-        description="Folder for the index of a set that cannot be written to, and for shards of an http root.",
+        description="Folder for the index of a set that cannot be written to, and for shards of a remote root.",
     )
 
 
@@ -198,7 +198,9 @@ class _Photographs(_Data):
     """Sets of image files: the defaults are those of ImageNet's photographs."""
 
     root: str | None = Field(
-        default=None, description="Folder of the set. Usually from the site file or the command line."
+        default=None,
+        description="Folder of the set, or for shards http://, https://, s3:// or gs://. Usually from the site file or "
+        "the command line.",
     )
     augment: Annotated[tuple[Augmentation, ...], AsTuple] = Field(
         default=(RandomResizedCrop(name="random_resized_crop"), Flip(name="flip")),
@@ -224,10 +226,13 @@ class WebDataset(_Photographs):
     eval: str | None = Field(default="val-*.tar", description="Shards below `root` for evaluation; null: none.")
     mode: Literal["shards", "range"] = Field(
         default="shards",
-        description="With an http root: fetch whole shards into the cache, or only the samples that are read.",
+        description="With a remote root: fetch whole shards into the cache, or only the samples that are read.",
+    )
+    index: str | None = Field(
+        default=None, description="Folder with the index of a remote set that has none beside its shards."
     )
     cache_bytes: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(MB|GB|TB)$")] | None = Field(
-        default=None, description="Bound of the cache of an http root, such as 200GB; null: none."
+        default=None, description="Bound of the cache of a remote root, such as 200GB; null: none."
     )
 
 

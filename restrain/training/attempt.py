@@ -13,6 +13,7 @@ import torch
 from restrain.data.batches import EvalBatch
 from restrain.data.laps import Laps
 from restrain.data.order import Plan
+from restrain.data.remote.urls import is_remote
 from restrain.insight.cost import forward_macs
 from restrain.insight.mistakes import Mistakes
 from restrain.insight.profile import Profile
@@ -154,7 +155,7 @@ class Attempt:
             seconds=cadence.seconds() if cadence.is_wall_clock else None,
             pixels=self.recipe.track.pixels,
             callbacks=self.own.callbacks,
-            waiting=Waiting(self.laps, self.where.data_threads),
+            waiting=Waiting(self.laps, self.where.data_threads, is_remote(getattr(self.recipe.data, "root", None))),
         )
 
     def mirrors(self, state: RunState, progress: Progress) -> list[Mirror]:

@@ -9,6 +9,10 @@ from restrain.data.laps import Laps, Sums
 BOUND = 0.05  # share of a step's time
 WINDOW = 30.0  # seconds that are looked at together
 AGAIN = 1800.0  # seconds after which it is said again
+NETWORK = (
+    "The network is the bound: a nearer store, a cache that keeps the set from one epoch to the next (data.cache, "
+    "data.cache_bytes), or smaller photographs (restrain data pack --short-side)"
+)
 CURES = {
     "read": "The storage is the bound: bring the set nearer (a local disk), or set more data.threads, which wait side "
     "by side",
@@ -20,10 +24,11 @@ WORDS = {"read": "reading", "decode": "decoding", "augment": "augmenting", "coll
 
 
 class Waiting:
-    """Fed each step's seconds and wait, gives a notice now and then. laps: of the loader that is waited for."""
+    """Fed each step's seconds and wait, gives a notice now and then. laps: of the loader that is waited for. remote: it
+    reads over a network."""
 
-    def __init__(self, laps: Laps, data_threads: int):
-        self.laps, self.data_threads = laps, data_threads
+    def __init__(self, laps: Laps, data_threads: int, remote: bool = False):
+        self.laps, self.data_threads, self.remote = laps, data_threads, remote
         self._before: Sums = laps.sums()
         self._steps: deque[tuple[float, float]] = deque()
         self._quiet = 0.0
@@ -48,10 +53,11 @@ class Waiting:
 
     def _cause(self, shares: dict[str, float]) -> str:
         most = max(shares, key=lambda stage: shares[stage])
+        cure = NETWORK if self.remote and most == "read" else CURES[most]
         parts = ", ".join(
             f"{WORDS[stage]} {100 * share:.0f} %" for stage, share in sorted(shares.items(), key=lambda one: -one[1])
         )
         return (
-            f"The {self.data_threads} data thread(s) of this process spend their time {parts}. {CURES[most]}. "
+            f"The {self.data_threads} data thread(s) of this process spend their time {parts}. {cure}. "
             f"restrain bench data measures each part."
         )

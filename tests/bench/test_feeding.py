@@ -10,11 +10,12 @@ import pytest
 from restrain import draws
 from restrain.bench import beside, feeding, peers, photographs
 from restrain.cli.main import run
-from restrain.data import augment, images, sets
+from restrain.data import augment, images, indexing, sets
 from restrain.data.augment.geometry import RandomResizedCrop
 from restrain.errors import UserError
 from restrain.recipe import load
 from restrain.training import build
+from tests.data.faulty import FaultyServer
 from tests.data.making import section, write_shards
 
 
@@ -47,6 +48,20 @@ def test_a_slow_disk_is_the_limit(values: list[str]) -> None:
     assert found.stages["read"].wall_ms > 20 > 4 * found.stages["read"].cpu_ms
     assert found.step is not None
     assert found.whole.images_per_s < 50 < found.step
+
+
+def test_a_slow_network_is_the_limit(values: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each sample by a range request to a server that thinks for 20 ms."""
+    indexing.index_shards(tmp_path / "set", indexing.match_shards(tmp_path / "set", "*.tar"))
+    server = FaultyServer(tmp_path / "set")
+    server.delay = 0.02
+    remote = [f"data.root={server.url}", "data.mode=range", f"data.cache={tmp_path / 'cache'}"]
+    assert run(["bench", "data", "digits_resnet20", *values, *remote, "--seconds", "0.4"]) == 0
+    said = capsys.readouterr().out
+    assert "the limit is the network: reading an image takes" in said
+    assert "A nearer store, a cache" in said
+    server.shutdown()
+    server.server_close()
 
 
 def test_heavy_augmentation_is_the_limit(values: list[str]) -> None:

@@ -66,6 +66,7 @@ def section(name: str, root: Path | None = None, **fields) -> SimpleNamespace:
             "root": root and str(root),
             "cache": None,
             "cache_bytes": None,
+            "index": None,
             "mode": "shards",
             **split,
             **fields,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from restrain.data import sets
+from restrain.data import index, sets
 from restrain.data.index import Entry
 from restrain.data.remote import opening, urls
 from restrain.data.remote.cache import Cache
@@ -235,8 +235,12 @@ def test_redact(url, shown):
 def test_names_of_shards():
     assert urls.join("https://h/a/?sig=1", "b c.tar") == "https://h/a/b%20c.tar?sig=1"
     assert urls.join("s3://bucket", "b c.tar") == "s3://bucket/b c.tar"
-    with pytest.raises(UserError, match="pipe:// cannot be read"):
+    with pytest.raises(UserError, match="reading pipe:// would run a program"):
         urls.check("pipe://cat secret")
+    with pytest.raises(UserError, match=r"zip::s3:// cannot be read"):
+        urls.check("zip::s3://bucket/a.zip")
+    with pytest.raises(UserError, match="give the folder itself, /data/a"):
+        urls.check("file:///data/a")
     for root in ("https://me:secret@h/a", "https://h/a?X-Amz-Signature=secret"):
         with pytest.raises(UserError, match=r"data.root=https://h/a is given with a password or a query") as caught:
             urls.check(root)
@@ -267,3 +271,135 @@ def test_a_remote_set_without_index(server, tmp_path):
         sets.open_source(data, "train")
     with pytest.raises(UserError, match=r"data.name=folder is read from a folder"):
         sets.open_source(section("folder", server.url), "train")
+
+
+# --------------------------------------------------------------------------------------------- what is fetched before
+
+
+def until(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.005)
+    return condition()
+
+
+def test_what_is_expected_is_fetched_before_it_is_read(server, tmp_path):
+    reader = store(server, tmp_path, shards=6)
+    reader.expect([4, 1])
+    assert until(lambda: len(list((tmp_path / "cache").glob("*.tar"))) == 2)
+    assert dict(server.gets) == {"4.tar": 1, "1.tar": 1}
+    assert reader.read(4, 0, 100) == noise(4)[:100]
+    assert server.gets["4.tar"] == 1
+    reader.close()
+
+
+def test_fetching_ahead_stays_within_the_budget_and_lets_go_of_the_past(server, tmp_path):
+    reader = store(server, tmp_path, shards=6, budget=int(2.5 * SIZE))
+    reader.expect([0, 1, 2, 3])
+    assert until(lambda: len(list((tmp_path / "cache").glob("*.tar"))) == 2)
+    for shard in (2, 3):  # read though there was no room to fetch them before
+        assert reader.read(shard, 0, 100) == noise(shard)[:100]
+    reader.expect([4, 5])
+    assert until(lambda: server.gets["5.tar"] == 1)
+    for shard in (4, 5):
+        assert reader.read(shard, 0, 100) == noise(shard)[:100]
+    assert server.gets["4.tar"] == server.gets["5.tar"] == 1
+    assert len(list((tmp_path / "cache").glob("*.tar"))) <= 2
+    reader.close()
+
+
+def test_a_failure_ahead_is_raised_by_the_reader_alone(server, tmp_path):
+    reader = store(server, tmp_path)
+    server.faults["1.tar"] = [403]
+    reader.expect([1])
+    assert until(lambda: server.gets["1.tar"] == 1)
+    assert reader.read(0, 0, 10) == noise(0)[:10]
+    server.faults["1.tar"] = [403]
+    with pytest.raises(WorldError, match=r"1\.tar cannot be read: HTTP 403"):
+        reader.read(1, 0, 10)
+    reader.close()
+
+
+def test_a_loader_has_its_next_shards_fetched(server, tmp_path, monkeypatch):
+    """With lanes and small windows: a step's shards are among those expected, and each is fetched once."""
+    write_shards(server.root, 12, 8)
+    sets.open_source(section("webdataset", server.root), "train")
+    source = sets.open_source(remote_section(server, tmp_path), "train")
+    loader = train_loader(source, lanes=2, window=16, stop=12, threads=1)
+    seen, order = [], loader.order
+    for batch in loader:
+        epoch, positions = loader.plan.rows(batch.step)
+        seen.append(order.ahead(epoch, positions[0]))
+        shard, _ = order(epoch, positions)
+        assert set(shard.reshape(-1).tolist()) <= set(seen[-1])
+    assert all(count == 1 for name, count in server.gets.items() if name.endswith(".tar"))
+    source.close()
+
+
+def remote_section(server, tmp_path, **fields):
+    found = section("webdataset", cache=str(tmp_path / "cache"), **fields)
+    found.root = server.url
+    return found
+
+
+def test_a_cache_that_cannot_hold_what_is_read_side_by_side(server, tmp_path):
+    write_shards(server.root, 6, 8)
+    sets.open_source(section("webdataset", server.root), "train")
+    source = sets.open_source(remote_section(server, tmp_path), "train")
+    source._store.cache.budget = 30_000
+    with pytest.raises(UserError, match=r"data.cache_bytes=30000 is too small: .* read side by side have \d+ bytes"):
+        train_loader(source)
+    source.close()
+
+
+def test_evaluation_fetches_ahead_too(server, tmp_path):
+    from restrain.data import augment
+    from restrain.data.loader import EvalLoader
+
+    write_shards(server.root, 6, 8)
+    sets.open_source(section("webdataset", server.root), "train")
+    source = sets.open_source(remote_section(server, tmp_path), "train")
+    loader = EvalLoader(source, augment.eval_pipeline(12, 14), rank=0, world=1, batch=4, threads=1)
+    assert sum(int(batch.valid.sum()) for batch in loader) == 48
+    assert all(count == 1 for name, count in server.gets.items() if name.endswith(".tar"))
+    source.close()
+
+
+# -------------------------------------------------------------------------------------------------- index of a URL
+
+
+def test_the_index_of_a_url_is_that_of_the_folder(server, tmp_path):
+    from restrain.cli.main import run
+
+    write_shards(server.root, 3, 4)
+    words = ["data", "index", server.url, "--pattern", "train-{000..002}.tar", "--to", str(tmp_path / "index")]
+    assert run(words) == 0
+    source = sets.open_source(remote_section(server, tmp_path, index=str(tmp_path / "index")), "train")
+    local = sets.open_source(section("webdataset", server.root), "train")
+    assert source.fingerprint == local.fingerprint
+    assert contents(train_loader(source, stop=2)) == contents(train_loader(local, stop=2))
+    source.close()
+    server.bytes.clear()
+    (server.root / "train-001.tar").write_bytes((server.root / "train-002.tar").read_bytes())
+    assert run(words) == 0
+    assert index.load(tmp_path / "index").fingerprint != local.fingerprint
+    assert server.bytes["train-001.tar"] > 0
+    assert run(["data", "index", server.url, "--to", str(tmp_path / "index")]) == 2  # a web server lists nothing
+    assert run([*words[:-2]]) == 2
+
+
+def test_a_table_too_large_to_fetch_whole(server, tmp_path, monkeypatch):
+    write_shards(server.root, 4, 8)
+    local = sets.open_source(section("webdataset", server.root), "train")
+    monkeypatch.setattr(opening, "CHECKED_TABLE", 64)
+    monkeypatch.setattr(index, "CHECKED_TABLE", 64)
+    source = sets.open_source(remote_section(server, tmp_path), "train")
+    assert server.gets["restrain-index.bin"] == 0
+    assert contents(train_loader(source, stop=3)) == contents(train_loader(local, stop=3))
+    assert 1 <= server.gets["restrain-index.bin"] <= 4
+    source.close()
+    again = sets.open_source(remote_section(server, tmp_path), "train")
+    before = server.gets["restrain-index.bin"]
+    assert again.index.crcs(2).tolist() == local.index.crcs(2).tolist()
+    assert server.gets["restrain-index.bin"] == before  # kept in the cache
+    again.close()

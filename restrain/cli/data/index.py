@@ -12,7 +12,13 @@ Pattern = Annotated[str, typer.Option(help="Which shards: * ? [] and {000..146}.
 Workers = Annotated[int | None, typer.Option(min=1, help="Threads that read.", show_default="the cores, at most 8")]
 
 
-def index(folder: Folder, pattern: Pattern = "*.tar", workers: Workers = None) -> None:
+def index(
+    folder: Annotated[str, typer.Argument(metavar="DIR|URL", help="Tar shards, or folders of images, one a class.")],
+    pattern: Pattern = "*.tar",
+    workers: Workers = None,
+    to: Annotated[Path | None, typer.Option(help="Of shards behind a URL: the folder for the index.")] = None,
+    upload: Annotated[bool, typer.Option("--upload", help="Then put it beside the shards (s3, gs).")] = False,
+) -> None:
     """Write or refresh the side index: where each sample is, and its checksum.
 
     Shards and files whose size and time are those of the index are not read again. The index goes beside the data, or
@@ -20,14 +26,36 @@ def index(folder: Folder, pattern: Pattern = "*.tar", workers: Workers = None) -
     """
     from restrain.data.indexing import index_folder, index_shards, match_shards
     from restrain.data.progress import console_reporter
+    from restrain.data.remote.urls import is_remote
 
-    names = match_shards(folder, pattern)
-    sets = [] if names else _class_sets(folder, pattern)
+    if is_remote(folder):
+        _remote(folder, pattern, workers or 4, to, upload)
+        return
+    root = Path(folder)
+    names = match_shards(root, pattern)
+    sets = [] if names else _class_sets(root, pattern)
     with console_reporter() as reporter:
         if names:
-            index_shards(folder, names, refresh=True, workers=workers, reporter=reporter)
+            index_shards(root, names, refresh=True, workers=workers, reporter=reporter)
         for classes in sets:
             index_folder(classes, refresh=True, workers=workers, reporter=reporter)
+
+
+def _remote(root: str, pattern: str, workers: int, to: Path | None, upload: bool) -> None:
+    from restrain.data.progress import console_reporter
+    from restrain.data.remote import indexing
+    from restrain.data.remote.urls import redact
+    from restrain.errors import UserError
+
+    if to is None:
+        raise UserError(f"{redact(root)}: name a folder for its index with --to FOLDER.")
+    with console_reporter() as reporter:
+        indexing.index_remote(root, pattern, to, workers=workers, reporter=reporter)
+    if upload:
+        indexing.upload(root, to)
+        typer.echo(f"It is beside the shards now: data.root={redact(root)}")
+    else:
+        typer.echo(f"Put its files beside the shards, or name the folder: data.root={redact(root)} data.index={to}")
 
 
 def _class_sets(folder: Path, pattern: str) -> list[Path]:

@@ -11,11 +11,17 @@ from restrain.data.index import Entry
 from restrain.data.remote import urls
 from restrain.data.remote.cache import Cache
 from restrain.data.remote.fetching import Patience, Transport, fetch
-from restrain.errors import WorldError
+from restrain.errors import RestrainError, WorldError
+
+FETCHERS = 4  # downloads side by side, before anybody waits for them
+KEPT = 256  # shards that are kept open at most because they are expected
 
 
 class RemoteStore:
-    """Shards below a URL, each fetched whole into the cache when first read; the ``keep`` last used stay open."""
+    """Shards below a URL, each fetched whole into the cache: those expected before they are read, others when they are.
+
+    The ``keep`` last used stay open, and those expected, so that no process takes them from the cache.
+    """
 
     def __init__(
         self,
@@ -30,28 +36,69 @@ class RemoteStore:
         self._transport, self._patience = transport, patience or Patience()
         self._open: OrderedDict[int, _Shard] = OrderedDict()
         self._lock = threading.Lock()
+        self._ahead = _Ahead(self)
 
     def read(self, shard: int, offset: int, length: int) -> bytes:
         file = self._use(shard)
         try:
-            with file.lock:  # one thread fetches, the others of this shard wait for it
-                if file.descriptor is None:
-                    file.descriptor = self._acquire(shard)
-            data = os.pread(file.descriptor, length, offset)
+            data = os.pread(self._descriptor(shard, file), length, offset)
         except OSError as error:
             raise WorldError(f"The cache {self.cache.folder} cannot be read: {error.strerror}.") from error
         finally:
-            with self._lock:
-                file.users -= 1
+            self._unuse(file)
         if len(data) != length:
             raise WorldError(f"{self._name(shard)} ended {length - len(data)} bytes early in {self.cache.folder}.")
         return data
 
+    def expect(self, shards: Sequence[int]) -> None:
+        """Fetch these shards in this order, as far as the cache has room, and let go of those expected before."""
+        past = self._ahead.expect(shards)
+        with self._lock:
+            for shard in past:
+                if (file := self._open.get(shard)) is not None and file.users == 0:
+                    self._open.pop(shard).close()
+        for shard in past:
+            self.cache.retire(self.entries[shard].sha256)
+
+    def check_room(self, shards: Sequence[int]) -> None:
+        """Raises UserError where these shards, all needed at a time, do not fit into the cache."""
+        self.cache.check_budget(sum(self.entries[shard].size for shard in shards))
+
     def close(self) -> None:
+        self._ahead.close()
         with self._lock:
             for file in self._open.values():
                 file.close()
             self._open.clear()
+
+    def prefetch(self, shard: int) -> bool:
+        """Bring a shard into the cache. False where there is no room for it, or no way to it: reading it will say."""
+        size, budget = self.entries[shard].size, self.cache.budget
+        with self._lock:
+            if (file := self._open.get(shard)) is not None and file.descriptor is not None:
+                return True
+            if budget is not None and self._held() + size > budget:
+                return False
+            file = self._open.setdefault(shard, _Shard())
+            file.users += 1
+            file.coming = True
+        try:
+            self._descriptor(shard, file)
+            return True
+        except (RestrainError, OSError):
+            return False
+        finally:
+            with self._lock:
+                file.users -= 1
+                file.coming = False
+                if self._open.get(shard) is not file:  # closed meanwhile
+                    file.close()
+
+    def _descriptor(self, shard: int, file: _Shard) -> int:
+        with file.lock:  # one thread fetches, the others of this shard wait for it
+            if file.descriptor is None:
+                file.descriptor = self._acquire(shard)
+            return file.descriptor
 
     def _use(self, shard: int) -> _Shard:
         with self._lock:
@@ -61,10 +108,16 @@ class RemoteStore:
             self._close_idle(self.keep)
         return file
 
-    def _close_idle(self, keep: int) -> None:
-        """Close shards that no thread reads, the longest unused first, down to ``keep``. Under the lock."""
-        idle = [shard for shard, file in self._open.items() if file.users == 0]
-        for shard in idle[: max(0, len(self._open) - keep)]:
+    def _unuse(self, file: _Shard) -> None:
+        with self._lock:
+            file.users -= 1
+
+    def _close_idle(self, keep: int, expected: bool = False) -> None:
+        """Close shards that no thread reads, the longest unused first, down to ``keep``. Under the lock. expected: also
+        those that are expected."""
+        kept = set() if expected else self._ahead.kept()
+        idle = [shard for shard, file in self._open.items() if file.users == 0 and shard not in kept]
+        for shard in idle[: max(0, len(self._open) - len(kept) - keep)]:
             self._open.pop(shard).close()
 
     def _acquire(self, shard: int) -> int:
@@ -72,7 +125,10 @@ class RemoteStore:
         if budget is not None:
             with self._lock:  # what this process holds open without need must not fill the cache
                 while self._held() + entry.size > budget and any(f.users == 0 for f in self._open.values()):
-                    self._close_idle(len(self._open) - 1)
+                    before = len(self._open)
+                    self._close_idle(0)
+                    if len(self._open) == before:
+                        self._close_idle(len(self._open) - 1, expected=True)
         url = urls.join(self.root, entry.url)
         return self.cache.acquire(
             self._name(shard),
@@ -82,10 +138,61 @@ class RemoteStore:
         )
 
     def _held(self) -> int:
-        return sum(self.entries[shard].size for shard, file in self._open.items() if file.descriptor is not None)
+        return sum(self.entries[shard].size for shard, file in self._open.items() if file.there)
 
     def _name(self, shard: int) -> str:
         return urls.redact(urls.join(self.root, self.entries[shard].url))
+
+
+class _Ahead:
+    """Threads that fetch what is expected, in its order, until there is something else to expect."""
+
+    def __init__(self, store: RemoteStore):
+        self._store = store
+        self._wanted: list[int] = []
+        self._todo: list[int] = []
+        self._changed = threading.Condition()
+        self._threads: list[threading.Thread] = []
+        self._closing = False
+
+    def expect(self, shards: Sequence[int]) -> list[int]:
+        """Gives what is expected no more."""
+        with self._changed:
+            if list(shards) == self._wanted:
+                return []
+            now = set(shards)
+            past = [shard for shard in self._wanted if shard not in now]
+            self._wanted, self._todo = list(shards), list(shards)[::-1]
+            self._changed.notify_all()
+            if not self._threads and not self._closing:
+                self._threads = [
+                    threading.Thread(target=self._work, name=f"restrain-fetch-{i}", daemon=True)
+                    for i in range(FETCHERS)
+                ]
+                for thread in self._threads:
+                    thread.start()
+        return past
+
+    def kept(self) -> set[int]:
+        return set(self._wanted[:KEPT])
+
+    def close(self) -> None:
+        """A download under way is left to end by itself, with its process or before."""
+        with self._changed:
+            self._closing = True
+            self._todo = []
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._todo or self._closing)
+                if self._closing:
+                    return
+                shard = self._todo.pop()
+            if not self._store.prefetch(shard):
+                with self._changed:
+                    self._todo = []  # no room for more, or no way to it: until something else is expected
 
 
 class RangeStore:
@@ -122,8 +229,14 @@ class _Shard:
     def __init__(self) -> None:
         self.descriptor: int | None = None
         self.users = 0
+        self.coming = False  # being fetched before anybody reads it
         self.lock = threading.Lock()
 
+    @property
+    def there(self) -> bool:
+        return self.coming or self.descriptor is not None
+
     def close(self) -> None:
-        if self.descriptor is not None:
-            os.close(self.descriptor)
+        descriptor, self.descriptor = self.descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)

@@ -10,8 +10,8 @@ SCHEMES = ("http", "https", "s3", "gs")
 PROGRAMS = ("pipe", "ssh", "sftp", "scp", "rsync", "hdfs")  # which other readers run a program for
 
 
-def is_remote(root: str) -> bool:
-    return "://" in root
+def is_remote(root: str | None) -> bool:
+    return root is not None and "://" in root
 
 
 def redact(url: str) -> str:
