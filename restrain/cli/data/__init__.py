@@ -3,6 +3,7 @@
 import typer
 
 from restrain.cli.data.index import index
+from restrain.cli.data.tokens import tokens
 
 app = typer.Typer(help="Prepare data sets.", no_args_is_help=True)
 
@@ -14,3 +15,4 @@ def _group() -> None:  # with a callback typer keeps a lone command's name
 
 # In the order of --help.
 app.command("index")(index)
+app.command("tokens")(tokens)
