@@ -152,7 +152,7 @@ def _text(line: bytes, path: str, at: int, number: int, field: str) -> str:
         has = f"its fields are {', '.join(map(repr, record))}" if isinstance(record, dict) else "it is no object"
         raise UserError(f"{where()} has no text under {field!r}: {has}. Name the field with --field.")
     try:
-        text.isascii() or text.encode()
+        text.encode()
     except UnicodeEncodeError as error:  # \ud800 alone
         raise WorldError(f"{where()} has half of a surrogate pair, which is no character. Repair it.") from error
     return text

@@ -101,7 +101,9 @@ def require(root: str | Path) -> Manifest:
     found = load(root)
     if found is None:
         raw = sorted(path.name for path in Path(root).glob("*.bin"))
-        told = f"{Path(root)} holds no {MANIFEST}, so it is no token set. Make one of a text: restrain data tokens TEXT {root}"
+        told = (
+            f"{Path(root)} holds no {MANIFEST}: it is no token set. Make one of text: restrain data tokens TEXT {root}"
+        )
         if raw:
             told = (
                 f"{Path(root)} holds {raw[0]} but no {MANIFEST}: nothing says how wide its tokens are, nor how many "

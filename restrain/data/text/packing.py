@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,7 +33,8 @@ from restrain.errors import UserError, WorldError
 
 WORK = ".packing"
 TOGETHER = 512  # documents encoded at a time
-T, U = TypeVar("T"), TypeVar("U")
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Settings:
     shard_size: int = 100_000_000
     shuffle: bool = True
     seed: int = 0
-    reading: Reading = Reading()
+    reading: Reading = field(default_factory=Reading)
 
 
 def pack(

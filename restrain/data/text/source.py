@@ -54,7 +54,7 @@ class TokenSource:
             raise UserError(f"data.context={context}: must be at least 1.")
         self.root, self.context, self.documents = Path(root), context, documents
         self.manifest: Manifest = require(self.root)
-        self.names = _matching(self.manifest, pattern, self.root)
+        self.names = _chosen(self.manifest, pattern, self.root)
         chosen = {shard.name: shard for shard in self.manifest.shards}
         self.shards = [chosen[name] for name in self.names]
         self.tokens = np.array([shard.tokens for shard in self.shards], np.int64)
@@ -100,7 +100,7 @@ class TokenSource:
         """data: the window, u16 or u32 [T + 1]; label: its document numbers, int32 [T + 1] or [0]."""
         index = np.array([shard]), np.array([j])
         stored = self._gathered(*index)
-        crc = zlib.crc32(stored)
+        crc = zlib.crc32(stored.data)
         if crc != self._crcs[shard][j]:
             raise self._rotten(shard, j)
         label: Any = self._documents(*index)[0]
@@ -111,10 +111,8 @@ class TokenSource:
 
         Raises BadSample where one has rotted.
         """
-        stored = self._gathered(shard, j)
-        view, width = memoryview(stored).cast("B"), stored.shape[1] * stored.itemsize
-        crcs = np.array([zlib.crc32(view[i : i + width]) for i in range(0, len(view), width)], np.uint64)
-        wanted = self._expected(shard, j)
+        stored, wanted = self._gathered(shard, j), self._expected(shard, j)
+        crcs = crcs_of(stored, wanted)
         if (crcs != wanted).any():
             row = int(np.flatnonzero(crcs != wanted)[0])
             raise self._rotten(int(shard[row]), int(j[row]))
@@ -189,9 +187,20 @@ class TokenSource:
         return np.frombuffer(content, "<i8")  # u64 would meet int64 in float64
 
 
-def _matching(manifest: Manifest, pattern: str, root: Path) -> list[str]:
+def crcs_of(stored: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """CRC-32 of each row of ``stored`` [n, k], uint64 [n]. wanted: what they should be; not looked at."""
+    view, width = stored.data.cast("B"), stored.shape[1] * stored.itemsize
+    return np.array([zlib.crc32(view[i : i + width]) for i in range(0, len(view), width)], np.uint64)
+
+
+def matching(manifest: Manifest, pattern: str) -> list[str]:
+    """The shards of a manifest that match ``* ? []`` and ``{000..146}``, in its order."""
     patterns = expand(pattern)
-    names = [shard.name for shard in manifest.shards if any(fnmatch(shard.name, one) for one in patterns)]
+    return [shard.name for shard in manifest.shards if any(fnmatch(shard.name, one) for one in patterns)]
+
+
+def _chosen(manifest: Manifest, pattern: str, root: Path) -> list[str]:
+    names = matching(manifest, pattern)
     if not names:
         known = [shard.name for shard in manifest.shards]
         listed = ", ".join(known if len(known) <= 4 else [*known[:2], "...", known[-1]])

@@ -64,8 +64,8 @@ def check_size(root: Path, manifest: Manifest, shard: Shard) -> None:
         raise WorldError(f"{path} cannot be read: {error.strerror}. Restore it from its origin.") from error
     if size != wanted:
         raise WorldError(
-            f"{path} has {size} bytes, {MANIFEST} says {wanted} ({shard.tokens} tokens of {manifest.dtype}): it was cut "
-            f"short or changed. Restore it from its origin, or pack the text again."
+            f"{path} has {size} bytes, {MANIFEST} says {wanted} ({shard.tokens} tokens of {manifest.dtype}): it was "
+            f"cut short or changed. Restore it from its origin, or pack the text again."
         )
 
 
@@ -93,8 +93,8 @@ def _load(path: Path, header: dict[str, Any]) -> list[np.ndarray] | None:
         total = sum(_counts(header["shards"], header["context"]))
         if found != header or path.stat().st_size != first + 4 * total:
             return None
-        table: Any = np.memmap(path, "<u4", "r", offset=first, shape=(total,)) if total else np.empty(0, "<u4")
-        return None if zlib.crc32(table) != crc else _split(table, header)
+        table: np.ndarray = np.memmap(path, "<u4", "r", offset=first, shape=(total,)) if total else np.empty(0, "<u4")
+        return None if zlib.crc32(table.data) != crc else _split(table, header)
     except (OSError, ValueError, KeyError, AttributeError):
         return None
 
@@ -117,7 +117,7 @@ def _make(
             done += shard.tokens
             reporter.progress(done, total)
     table = np.concatenate(out)
-    text = json.dumps(header | {"crc": zlib.crc32(table)}).encode()
+    text = json.dumps(header | {"crc": zlib.crc32(table.data)}).encode()
     content = len(text).to_bytes(8, "little") + text + bytes(-len(text) % 8) + table.tobytes()
     reasons = []
     for path in where:
@@ -141,7 +141,7 @@ def _scan(root: Path, manifest: Manifest, shard: Shard, context: int) -> np.ndar
     check_size(root, manifest, shard)
     width, windows = manifest.stored.itemsize, count(shard.tokens, context)
     tokens = np.memmap(path, manifest.stored, "r").view(np.ndarray)
-    stored = memoryview(tokens).cast("B")
+    stored = tokens.data.cast("B")
     out = np.empty(windows, "<u4")
     digest, largest, step = hashlib.sha256(), 0, max(1, CHUNK // (context * width))
     for first in range(0, max(windows, 1), step):
