@@ -41,8 +41,8 @@ def problems(recipe: "Recipe") -> Iterator[Problem]:
     if recipe.data.name == "tokens":  # whatever else is amiss, such as sizes of images, comes of this
         yield Problem(
             "data.name",
-            f"= tokens, but task = {recipe.task} trains on images: no task reads tokens yet. Name a data set of images, "
-            f"or read the tokens in a loop of your own (restrain.data.text.loader.TokenLoader)",
+            f"= tokens, but task = {recipe.task} trains on images: no task reads tokens yet. Name a set of images, or "
+            f"read the tokens in a loop of your own (restrain.data.text.loader.TokenLoader)",
         )
         return
     for check in (

@@ -22,7 +22,7 @@ CASES = {
     f"are {SGD_KEYS}.",
     "optimizer.betas=[0.9,0.99]": "optimizer.betas does nothing with optimizer.name = sgd: it belongs to "
     "optimizer.name = adamw, nadam, lamb, lion, adan or muon.",
-    "data.root=/data": "data.root does nothing with data.name = digits: it belongs to data.name = folder, webdataset or package.",
+    "data.root=/data": "data.root does nothing with data.name = digits: it belongs to data.name = folder, webdataset, package or tokens.",
     "optimizer.lr=fast": "optimizer.lr: 'fast' is not a number.",
     "optimizer.lr=off": "optimizer.lr: 'off' is not a number.",
     "optimizer.lr=null": "optimizer.lr: null is not a number.",

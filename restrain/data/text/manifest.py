@@ -96,11 +96,16 @@ def load(root: str | Path) -> Manifest | None:
         raise WorldError(f"{path} is no manifest of a token set ({error}). Restore it, or pack again.") from error
 
 
+def raw_files(root: Path) -> list[Path]:
+    """The .bin files of a folder that may hold tokens: indexes of windows do not."""
+    return sorted(path for path in root.glob("*.bin") if not path.name.startswith("restrain-"))
+
+
 def require(root: str | Path) -> Manifest:
     """The manifest of a folder. Raises UserError that says how to make one."""
     found = load(root)
     if found is None:
-        raw = sorted(path.name for path in Path(root).glob("*.bin"))
+        raw = [path.name for path in raw_files(Path(root))]
         told = (
             f"{Path(root)} holds no {MANIFEST}: it is no token set. Make one of text: restrain data tokens TEXT {root}"
         )

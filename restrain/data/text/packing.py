@@ -116,7 +116,7 @@ def _request(settings: Settings, tokenizer: Any, source: Path, evaluation: Path 
 
 def _begin(target: Path, request: dict[str, Any]) -> None:
     work = target / WORK
-    if target.is_dir() and not work.is_dir() and any(target.glob("*.bin")):
+    if target.is_dir() and not work.is_dir() and manifest.raw_files(target):
         raise UserError(f"{target} holds .bin files that this command did not write. Choose another folder.")
     work.mkdir(parents=True, exist_ok=True)
     plan = work / "request.json"

@@ -30,7 +30,7 @@ def describe(
         raise UserError(f"--raw {dtype}: raw tokens are u16 or u32, little-endian.")
     if manifest.load(root) is not None:
         raise UserError(f"{root} has a manifest already ({manifest.MANIFEST}). Remove it first if it is wrong.")
-    paths = sorted(root.glob("*.bin")) if root.is_dir() else []
+    paths = manifest.raw_files(root) if root.is_dir() else []
     if not paths:
         raise UserError(f"{root} holds no .bin files. Name the folder of the raw tokens.")
     shards, largest = [], 0
