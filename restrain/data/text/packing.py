@@ -121,7 +121,7 @@ def _begin(target: Path, request: dict[str, Any]) -> None:
     work.mkdir(parents=True, exist_ok=True)
     plan = work / "request.json"
     text = json.dumps(request, indent=1)
-    if plan.exists() and plan.read_text() != text:
+    if plan.exists() and plan.read_text() != text and any(work.glob("*.len")):  # work that somebody may want
         raise UserError(
             f"{target} holds the beginnings of another packing (other settings, or the text has changed). Run the "
             f"command it was begun with, or remove {work} and the shards beside it."

@@ -55,7 +55,10 @@ def _described(path: Path, stored: np.dtype, end: int | None) -> tuple[Shard, in
     """The record of a file, and its largest token. Writes the places of its documents."""
     size = path.stat().st_size
     if size == 0 or size % stored.itemsize:
-        raise WorldError(f"{path} has {size} bytes, which are no whole tokens of {stored.itemsize} bytes.")
+        raise WorldError(
+            f"{path} has {size} bytes, which are no whole tokens of {stored.itemsize} bytes. Name the type that it was "
+            f"written in with --raw, or restore it."
+        )
     tokens = np.memmap(path, stored, "r")
     digest, largest, places = hashlib.sha256(), 0, [np.zeros(1, np.int64)]
     for first in range(0, len(tokens), STEP):
