@@ -76,8 +76,8 @@ class TokenSource:
 
     @property
     def dropped(self) -> int:
-        """Tokens that are in no window, since they are the rest of a shard. At most T a shard."""
-        return int((self.tokens - np.where(self.counts > 0, self.counts * self.context + 1, 0)).sum())
+        """Tokens that are in no window, since they are the rest of a shard."""
+        return sum(windows.dropped(shard.tokens, self.context) for shard in self.shards)
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint keeps of the set, beside the step: see :meth:`check_same`."""

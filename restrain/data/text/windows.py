@@ -32,6 +32,12 @@ def count(tokens: int, context: int) -> int:
     return max(0, (tokens - 1) // context)
 
 
+def dropped(tokens: int, context: int) -> int:
+    """Tokens of a shard that are in no window: fewer than ``context``, or all of a shard that is too short."""
+    windows = count(tokens, context)
+    return tokens - (windows * context + 1 if windows else 0)
+
+
 def crcs(
     root: Path,
     manifest: Manifest,
@@ -117,6 +123,8 @@ def _make(
             done += shard.tokens
             reporter.progress(done, total)
     table = np.concatenate(out)
+    ends = sum(dropped(shard.tokens, context) for shard in manifest.shards)
+    reporter.say(f"{len(table):,} windows; {ends:,} tokens at the ends of shards are in none")
     text = json.dumps(header | {"crc": zlib.crc32(table.data)}).encode()
     content = len(text).to_bytes(8, "little") + text + bytes(-len(text) % 8) + table.tobytes()
     reasons = []
