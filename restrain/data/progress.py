@@ -9,16 +9,14 @@ from restrain.data.indexing import Reporter
 
 
 @contextmanager
-def console_reporter() -> Iterator[Reporter]:
+def console_reporter(doing: str = "indexing") -> Iterator[Reporter]:
     """A `Reporter` that prints what is done and shows a bar from the first progress on, where there is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    bar = Progress(
-        "indexing", BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), console=console, transient=True
-    )
-    task = bar.add_task("indexing", visible=False)
+    bar = Progress(doing, BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), console=console, transient=True)
+    task = bar.add_task(doing, visible=False)
 
     def progress(done: int, total: int) -> None:
         bar.update(task, completed=done, total=total, visible=True)

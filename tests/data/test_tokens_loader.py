@@ -296,6 +296,14 @@ def test_another_context_is_another_set(source):
         TokenSource(source.root, "train-000000.bin", 8).check_same(source.identity())
 
 
+def test_few_shards_stay_mapped(source, monkeypatch):
+    straight = rows(loader(source))
+    monkeypatch.setattr("restrain.data.text.source.MAPPED", 1)
+    again = TokenSource(source.root, "*", 8, documents=True)
+    assert rows(loader(again, threads=4)) == straight
+    assert len(again._maps) == 1
+
+
 def test_what_is_left_over_is_counted(tmp_path):
     source = TokenSource(raw_set(tmp_path / "set", [200, 5, 9]), "*", 8)
     assert source.counts.tolist() == [24, 0, 1]

@@ -176,6 +176,14 @@ def test_a_finished_set_is_left_alone(tmp_path):
         pack(source, tmp_path / "set", Settings(seed=1))
 
 
+def test_killed_between_the_manifest_and_the_end(tmp_path):
+    source = lines(tmp_path / "text.jsonl", TEXTS)
+    pack(source, tmp_path / "set", Settings())
+    (tmp_path / "set" / packing.WORK).mkdir()
+    pack(source, tmp_path / "set", Settings())
+    assert not (tmp_path / "set" / packing.WORK).exists()
+
+
 def test_one_text_is_cut_by_its_characters(tmp_path):
     text = "aé日" * 1001
     (tmp_path / "text.txt").write_text(text)

@@ -69,7 +69,7 @@ def tokens(
     share = None if eval_share is None else _share(eval_share)
     reading = Reading(field, separator)
     settings = Settings(tokenizer, end, share, _size(shard_size), shuffle, seed, reading)
-    with console_reporter() as reporter:
+    with console_reporter("packing") as reporter:
         pack(source, target, settings, evaluation=evaluation, workers=workers, reporter=reporter)
 
 

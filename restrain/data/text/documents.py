@@ -1,7 +1,7 @@
 """Where text comes from: files, cut into parts of some 64 MB that are read side by side. No torch here.
 
 A .txt file is a document (or, with a separator, several), a line of a .jsonl file is one. A part is a run of small
-files, a range of bytes of one large .jsonl, or a whole compressed file.
+files, a range of bytes of one large .jsonl, or one other large file.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import cast
 from restrain.errors import UserError, WorldError
 
 PART = 64 << 20  # bytes
+MOST = 128  # parts, or about so many: each stays mapped while shards are gathered, which holds a file descriptor
 PACKED = (".jsonl.gz", ".jsonl.zst")
 LINES = (".jsonl", *PACKED)
 NAMES = (".txt", *LINES)
@@ -59,8 +60,9 @@ def list_files(source: Path) -> list[tuple[str, int]]:
     return [(str(path), path.stat().st_size) for path in paths]
 
 
-def cut_parts(files: Sequence[tuple[str, int]], size: int = PART) -> list[Part]:
-    """The parts of some files, in their order; the same whoever asks."""
+def cut_parts(files: Sequence[tuple[str, int]], size: int | None = None) -> list[Part]:
+    """The parts of some files, in their order; the same whoever asks. size: bytes of each; None: by the whole."""
+    size = size or max(PART, sum(length for _, length in files) // MOST)
     parts: list[Part] = []
     small: list[str] = []
     held = 0
@@ -77,7 +79,7 @@ def cut_parts(files: Sequence[tuple[str, int]], size: int = PART) -> list[Part]:
             flush()
             parts += [Part((path,), first, min(first + size, length)) for first in range(0, length, size)]
             continue
-        if small and (held + length > size or path.endswith(PACKED)):
+        if small and held + length > size:
             flush()
         small.append(path)
         held += length

@@ -78,6 +78,7 @@ def pack(
     if done is not None:
         if done.packing != request:
             raise UserError(f"{target} holds another token set already. Choose another folder, or remove that one.")
+        shutil.rmtree(target / WORK, ignore_errors=True)  # killed between the manifest and the end
         reporter.say(f"{target} is packed already: {_summary(done)}")
         return done
     try:
@@ -168,7 +169,7 @@ def _make_part(target: Path, number: int, part: Part, tokenizer: codes.Tokenizer
     if lengths.exists():
         return
     rows = []
-    temporary = tokens.with_suffix(".half")
+    temporary = tokens.with_suffix(f".half{os.getpid()}")
     with open(temporary, "wb") as file:
         for texts in _runs(read(part, reading)):
             for text, found in zip(texts, tokenizer.encode(texts), strict=True):

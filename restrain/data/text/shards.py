@@ -35,7 +35,7 @@ def write_shard(
     if record.exists():
         return Shard(**json.loads(record.read_bytes()))
     digest = hashlib.sha256()
-    temporary = work / f"{dealt.name}.half"
+    temporary = work / f"{dealt.name}.half{os.getpid()}"
     lengths = dealt.tokens + (end is not None)
     starts = np.cumsum(lengths) - lengths
     with open(temporary, "wb") as file:

@@ -22,7 +22,7 @@ from restrain.data.text import windows
 from restrain.data.text.manifest import Manifest, index_name, require
 from restrain.errors import UserError, WorldError
 
-MAPPED = 1024  # shards kept mapped
+MAPPED = 256  # shards kept mapped: each holds a file descriptor
 
 
 class TokenSource:

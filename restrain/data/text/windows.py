@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from restrain.data.index import places, replace
+from restrain.data.index import CHECKED_TABLE, places, replace
 from restrain.data.indexing import Reporter
 from restrain.data.text.manifest import MANIFEST, Manifest, Shard
 from restrain.errors import WorldError
@@ -50,15 +50,15 @@ def crcs(
 
     Raises WorldError for a shard that is not what the manifest says, or a place that cannot be written.
     """
+    by_name = {shard.name: (number, shard) for number, shard in enumerate(manifest.shards)}
     for name in names:
-        check_size(root, manifest, _shard(manifest, name))
+        check_size(root, manifest, by_name[name][1])
     header = _header(manifest, context)
     where = [place / f"restrain-index-{context}.bin" for place in places(root, cache)]
     tables = next((found for path in where if (found := _load(path, header)) is not None), None)
     if tables is None:
         tables = _make(root, manifest, context, where, header, reporter or Reporter())
-    every = [shard.name for shard in manifest.shards]
-    return [tables[every.index(name)] for name in names]
+    return [tables[by_name[name][0]] for name in names]
 
 
 def check_size(root: Path, manifest: Manifest, shard: Shard) -> None:
@@ -73,10 +73,6 @@ def check_size(root: Path, manifest: Manifest, shard: Shard) -> None:
             f"{path} has {size} bytes, {MANIFEST} says {wanted} ({shard.tokens} tokens of {manifest.dtype}): it was "
             f"cut short or changed. Restore it from its origin, or pack the text again."
         )
-
-
-def _shard(manifest: Manifest, name: str) -> Shard:
-    return next(shard for shard in manifest.shards if shard.name == name)
 
 
 def _header(manifest: Manifest, context: int) -> dict[str, Any]:
@@ -100,7 +96,7 @@ def _load(path: Path, header: dict[str, Any]) -> list[np.ndarray] | None:
         if found != header or path.stat().st_size != first + 4 * total:
             return None
         table: np.ndarray = np.memmap(path, "<u4", "r", offset=first, shape=(total,)) if total else np.empty(0, "<u4")
-        return None if zlib.crc32(table.data) != crc else _split(table, header)
+        return None if table.nbytes <= CHECKED_TABLE and zlib.crc32(table.data) != crc else _split(table, header)
     except (OSError, ValueError, KeyError, AttributeError):
         return None
 
