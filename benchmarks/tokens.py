@@ -6,6 +6,7 @@
 * ``restrain, no CRC``: the same with the check left out (measured only; no option of the loader does it).
 * ``numpy``: a memory map, random offsets, one slice and cast a row for inputs and one for targets, then a stack, as in
   nanoGPT's training script: with replacement, so neither exact nor resumable.
+* ``numpy, one slice``: the same with a single slice and cast a row, of which inputs and targets are views.
 * ``webdataset``: the same windows as .npy members of tar shards, with a shuffle buffer of 1,000.
 
 All give int64 inputs and targets in batches, in one process on warm files; the rounds are interleaved. CPU time is of
@@ -59,6 +60,14 @@ def mapped(path: Path, context: int, batch: int, steps: int) -> Iterator[tuple[t
         yield inputs, targets
 
 
+def mapped_once(path: Path, context: int, batch: int, steps: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for _ in range(steps):
+        data = np.memmap(path, np.uint16, "r")
+        offsets = torch.randint(len(data) - context, (batch,)).tolist()
+        tokens = torch.stack([torch.from_numpy(data[i : i + context + 1].astype(np.int64)) for i in offsets])
+        yield tokens[:, :-1], tokens[:, 1:]
+
+
 def write_tars(source: sources.TokenSource, folder: Path) -> str:
     count = min(MEMBERS, int(source.counts.sum()))
     with wds.ShardWriter(str(folder / f"c{source.context}-%04d.tar"), maxcount=2000, verbose=0) as writer:
@@ -85,6 +94,7 @@ def compare(args: argparse.Namespace, context: int, folder: Path) -> list[dict[s
         "restrain": (fast, lambda: ours(source, batch, fast, args.threads)),
         "restrain, no CRC": (fast, lambda: ours(source, batch, fast, args.threads)),
         "numpy": (fast, lambda: mapped(path, context, batch, fast)),
+        "numpy, one slice": (fast, lambda: mapped_once(path, context, batch, fast)),
         "webdataset": (slow, lambda: tars(urls, batch, slow)),
     }
     rates: dict[str, list[Rate]] = {name: [] for name in makers}

@@ -296,6 +296,24 @@ def test_another_context_is_another_set(source):
         TokenSource(source.root, "train-000000.bin", 8).check_same(source.identity())
 
 
+def test_what_cannot_be_opened_says_what_to_do(tmp_path):
+    root = raw_set(tmp_path / "set", [20, 30])
+    with pytest.raises(UserError, match=r"the longest has 30. Use a context of at most 29"):
+        TokenSource(root, "*", 30)
+    TokenSource(root, "*", 29)
+    with pytest.raises(UserError, match=r"No shard of .* matches 'val-\*'. Its shards are train-000000.bin, train"):
+        TokenSource(root, "val-*", 4)
+    with pytest.raises(UserError, match=r"data.context=0: must be at least 1"):
+        TokenSource(root, "*", 0)
+    (root / manifest.MANIFEST).unlink()
+    with pytest.raises(
+        UserError, match=r"holds train-000000.bin but no restrain-tokens.json.* --raw u16 --vocab-size N"
+    ):
+        TokenSource(root, "*", 4)
+    with pytest.raises(UserError, match=r"it is no token set\. Make one of text: restrain data tokens TEXT"):
+        TokenSource(tmp_path, "*", 4)
+
+
 def test_few_shards_stay_mapped(source, monkeypatch):
     straight = rows(loader(source))
     monkeypatch.setattr("restrain.data.text.source.MAPPED", 1)

@@ -3,7 +3,11 @@
 import gzip
 import hashlib
 import json
+import random
+import subprocess
+import sys
 import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -164,6 +168,32 @@ def test_a_second_call_goes_on_after_a_kill(tmp_path, monkeypatch, stop):
     assert content(tmp_path / "set") == content(tmp_path / "straight")
     assert not (tmp_path / "set" / packing.WORK).exists()
     assert stop < 5 or done or stands
+
+
+@pytest.mark.slow
+def test_killed_processes_leave_a_set_that_can_be_finished(tmp_path):
+    """SIGKILL at random moments, until one gets through: every file is that of a set packed in one go."""
+    source = tmp_path / "text"
+    source.mkdir()
+    for number in range(8):
+        lines(source / f"{number}.jsonl", [f"{number} {i} {text}" for i in range(300) for text in TEXTS])
+    command = [sys.executable, "-m", "restrain", "data", "tokens", str(source), "--shard-size", "2M"]
+    began = time.monotonic()
+    subprocess.run([*command, str(tmp_path / "straight"), "--workers", "2"], check=True, capture_output=True)
+    whole, kills, done = time.monotonic() - began, 0, False
+    rng = random.Random(0)
+    while not done:
+        process = subprocess.Popen([*command, str(tmp_path / "set"), "--workers", "1"], stderr=subprocess.DEVNULL)
+        try:
+            # Longer and longer, so that it ends on a machine that has become slow.
+            done = process.wait(whole * rng.uniform(0.3, 0.7) * (1 + kills / 4)) == 0
+            assert done
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    assert kills
+    assert content(tmp_path / "set") == content(tmp_path / "straight")
 
 
 def test_a_finished_set_is_left_alone(tmp_path):
