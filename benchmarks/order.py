@@ -1,8 +1,8 @@
 """What the order of samples costs, as the set grows to five billion, and how long resuming in the midst of it takes.
 
 ``python benchmarks/order.py [--rounds 5] [--json FILE]``. Order: positions of steps of 4,096, planned as a run plans
-them, from the middle of an epoch on. Resume: an index of 14.2 million samples is opened, and a run's loader begins at sample
-14,000,000, knowing the step alone; its source makes pictures of eight pixels instead of decoding. Data: none.
+them, from the middle of an epoch on. Resume: an index of 14.2 million samples is opened, and a run's loader begins at
+sample 14,000,000, knowing the step alone; its source makes pictures of eight pixels instead of decoding. Data: none.
 """
 
 from __future__ import annotations

@@ -73,6 +73,6 @@ class EvalBatch:
 
 
 def pixel_crcs(images: torch.Tensor) -> np.ndarray:
-    """CRC-32 of each image's bytes in memory order [H, W, C], uint64 [b]. images: uint8 [b, C, H, W], channels-last."""
-    rows = images.permute(0, 2, 3, 1).numpy()
+    """CRC-32 of each row's bytes, uint64 [b]: of images (uint8 [b, C, H, W], channels-last) in memory order."""
+    rows = (images.permute(0, 2, 3, 1) if images.ndim == 4 else images).numpy()
     return np.array([crc32(row) for row in rows], np.uint64)

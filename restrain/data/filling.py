@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from restrain.data.augment import Pipeline
 from restrain.data.images import DecodeError
 from restrain.data.laps import Lap
 from restrain.data.mix import MixDraw
@@ -22,29 +21,50 @@ MIN_BAD = 10  # bad samples that are always allowed
 READ_AHEAD_BYTES = 256 << 20
 
 
-class Buffer:
-    """One slot of a ring: rows of images and labels, as torch tensors and as numpy views of the same memory.
+class Rows(Protocol):
+    """What turns stored data into rows of a batch: the pipelines of images, and that of tokens.
 
-    Made once, for the largest images; those of a smaller side take its first bytes.
+    Beside these it may have ``dtype`` (of a row), ``label_shape`` and ``label_dtype``; images are uint8 with one int64.
     """
 
-    def __init__(self, count: int, pipeline: Pipeline, pin: bool):
-        self._count, self._channels = count, pipeline.channels
-        self._bytes = torch.empty(count * pipeline.size**2 * pipeline.channels, dtype=torch.uint8, pin_memory=pin)
-        self.labels = torch.empty(count, dtype=torch.int64, pin_memory=pin)
+    size: int  # of a side, or tokens
+    batched: bool  # whether ``batch`` can be used
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # of a row: [size, size, C], or one axis
+
+    def at(self, size: int) -> Rows: ...
+
+    def __call__(self, data: Any, key: int, out: np.ndarray, lap: Lap | None = None) -> None: ...
+
+    def batch(self, stored: np.ndarray, keys: np.ndarray, out: np.ndarray) -> None: ...
+
+
+class Buffer:
+    """One slot of a ring: rows and labels, as torch tensors and as numpy views of the same memory.
+
+    Made once, for the largest images; those of a smaller side take its first elements.
+    """
+
+    def __init__(self, count: int, pipeline: Rows, pin: bool):
+        self._count = count
+        dtype, label_dtype = getattr(pipeline, "dtype", torch.uint8), getattr(pipeline, "label_dtype", torch.int64)
+        self._elements = torch.empty(count * math.prod(pipeline.shape), dtype=dtype, pin_memory=pin)
+        self.labels = torch.empty((count, *getattr(pipeline, "label_shape", ())), dtype=label_dtype, pin_memory=pin)
         self.label_rows = self.labels.numpy()
 
-    def rows(self, size: int) -> np.ndarray:
-        """uint8 [rows, size, size, C], to be written to."""
-        return self._stored(size).numpy()
+    def rows(self, pipeline: Rows) -> np.ndarray:
+        """[rows, *shape of the pipeline], to be written to: of images uint8 [rows, size, size, C]."""
+        return self._stored(pipeline).numpy()
 
-    def images(self, size: int) -> torch.Tensor:
-        """uint8 [rows, C, size, size], channels-last."""
-        return self._stored(size).permute(0, 3, 1, 2)
+    def tensor(self, pipeline: Rows) -> torch.Tensor:
+        """The rows as they are handed over: images uint8 [rows, C, size, size], channels-last; others as they are."""
+        stored = self._stored(pipeline)
+        return stored.permute(0, 3, 1, 2) if stored.ndim == 4 else stored
 
-    def _stored(self, size: int) -> torch.Tensor:
-        shape = (self._count, size, size, self._channels)
-        return self._bytes[: math.prod(shape)].view(shape)
+    def _stored(self, pipeline: Rows) -> torch.Tensor:
+        shape = (self._count, *pipeline.shape)
+        return self._elements[: math.prod(shape)].view(shape)
 
 
 @dataclass
@@ -56,7 +76,7 @@ class Job:
     shard: np.ndarray  # int64 [rows]
     j: np.ndarray  # int64 [rows]
     keys: np.ndarray  # uint64 [rows]
-    pipeline: Pipeline  # at the side of this job's images
+    pipeline: Rows  # at the side of this job's images
     prefix: np.ndarray = field(init=False)  # uint64 [rows]
     index: np.ndarray | None = None  # int64 [rows], in evaluation
     valid: np.ndarray | None = None  # bool [rows], in evaluation
@@ -75,7 +95,7 @@ class Job:
 
 
 def read_into(
-    source: Source, pipeline: Pipeline, shard: int, j: int, key: int, out: np.ndarray, lap: Lap | None = None
+    source: Source, pipeline: Rows, shard: int, j: int, key: int, out: np.ndarray, lap: Lap | None = None
 ) -> Sample:
     """Read, decode and augment one sample into ``out``. Whatever fails names the shard and the sample."""
     where = f"sample {j}"
@@ -109,7 +129,7 @@ def check_budget(bad: int, seen: int, max_bad: float, events: list[Any], done: s
         )
 
 
-def batched(source: Source, pipeline: Pipeline) -> bool:
+def batched(source: Source, pipeline: Rows) -> bool:
     return pipeline.batched and hasattr(source, "rows")
 
 
@@ -117,8 +137,8 @@ def chunk_rows(rows: int, threads: int) -> int:
     return max(1, min(16, rows // (4 * threads)))
 
 
-def make_slots(rows: int, pipeline: Pipeline, pin: bool, jobs: int) -> list[Buffer]:
+def make_slots(rows: int, pipeline: Rows, pin: bool, jobs: int) -> list[Buffer]:
     """Buffers for the batches in use and as many read ahead as a bound on memory allows."""
-    size, _, channels = pipeline.shape
-    ahead = min(16, max(2, READ_AHEAD_BYTES // (rows * size * size * channels)), max(1, jobs))
+    row = math.prod(pipeline.shape) * getattr(pipeline, "dtype", torch.uint8).itemsize
+    ahead = min(16, max(2, READ_AHEAD_BYTES // (rows * row)), max(1, jobs))
     return [Buffer(rows, pipeline, pin) for _ in range(Ring.HELD + ahead)]

@@ -10,6 +10,9 @@ from restrain.data import index
 from restrain.data.digits import TRAINED_ON
 from restrain.data.indexing import match_shards
 from restrain.data.remote.urls import is_remote
+from restrain.data.text.manifest import require
+from restrain.data.text.source import matching
+from restrain.data.text.windows import count
 from restrain.errors import RestrainError
 
 
@@ -25,6 +28,8 @@ def known_samples(data: Any) -> tuple[int | None, str]:
     if is_remote(data.root):
         return None, "the index of a remote set is read when it is opened"
     root = Path(os.path.expanduser(data.root))
+    if data.name == "tokens":
+        return _known_windows(data, root)
     try:
         names = None if data.name == "folder" else match_shards(root, data.train)
     except RestrainError as error:
@@ -36,3 +41,13 @@ def known_samples(data: Any) -> tuple[int | None, str]:
             chosen = found if names is None else found.select(names)
             return int(chosen.counts.sum()), f"the index in {place}"
     return None, f"{folder} has no index yet (restrain data index {folder} makes one)"
+
+
+def _known_windows(data: Any, root: Path) -> tuple[int | None, str]:
+    try:
+        manifest = require(root)
+        names = set(matching(manifest, data.train))
+    except RestrainError as error:
+        return None, str(error).rstrip(".")
+    windows = sum(count(shard.tokens, data.context) for shard in manifest.shards if shard.name in names)
+    return windows, f"the manifest in {root}"

@@ -15,9 +15,8 @@ import torch
 
 from restrain import draws
 from restrain.data import mix as mixing
-from restrain.data.augment import Pipeline
 from restrain.data.batches import Bad, EvalBatch, MicroBatch, Replaced, StepBatch, pixel_crcs
-from restrain.data.filling import Buffer, Job, batched, check_budget, chunk_rows, make_slots, read_into
+from restrain.data.filling import Buffer, Job, Rows, batched, check_budget, chunk_rows, make_slots, read_into
 from restrain.data.laps import Laps
 from restrain.data.order import Order, Plan, check_micro, check_world
 from restrain.data.reader import ArraySource, BadSample, Sample, Source
@@ -40,12 +39,14 @@ class TrainLoader:
     use it up) to join its threads.
     """
 
+    micro_batch = MicroBatch
+
     def __init__(
         self,
         source: Source,
         order: Order,
         plan: Plan,
-        pipeline: Pipeline,
+        pipeline: Rows,
         *,
         seed: int,
         rank: int,
@@ -131,7 +132,7 @@ class TrainLoader:
                 yield Job(step + i, epoch, shard[i], j[i], keys[i], pipeline, mixes=mixes)
             step += count
 
-    def _sized(self, epoch: int) -> Pipeline:
+    def _sized(self, epoch: int) -> Rows:
         size = self.pipeline.size if self.sides is None else self.sides(epoch)
         if size not in self._pipelines:
             self._pipelines[size] = self.pipeline.at(size)
@@ -149,12 +150,15 @@ class TrainLoader:
 
     def _fill_batch(self, job: Job, slot: Buffer, first: int, last: int) -> None:
         part = slice(first, last)
-        stored, slot.label_rows[part], crc = cast(ArraySource, self.source).rows(job.shard[part], job.j[part])
-        job.pipeline.batch(stored, job.keys[part], slot.rows(job.pipeline.size)[part])
+        try:
+            stored, slot.label_rows[part], crc = cast(ArraySource, self.source).rows(job.shard[part], job.j[part])
+        except BadSample:  # one by one, then, each replaced that must be
+            return self._fill_rows(job, slot, first, last)
+        job.pipeline.batch(stored, job.keys[part], slot.rows(job.pipeline)[part])
         job.prefix[part] = draws.mix(job.shard[part], job.j[part], crc, job.epoch)
 
     def _fill_rows(self, job: Job, slot: Buffer, first: int, last: int) -> None:
-        images = slot.rows(job.pipeline.size)
+        images = slot.rows(job.pipeline)
         for row in range(first, last):
             sample, used = self._usable(job, row, images[row])
             slot.label_rows[row] = sample.label
@@ -179,13 +183,13 @@ class TrainLoader:
         )
 
     def _hand_over(self, job: Job, slot: Buffer, wait: float) -> StepBatch:
-        first, whole = self.rank * job.rows, slot.images(job.pipeline.size)
+        first, whole = self.rank * job.rows, slot.tensor(job.pipeline)
         micros = []
         for i, mixed in enumerate(job.mixes):
             part = slice(i * self.micro, (i + 1) * self.micro)
             images, labels = whole[part], slot.labels[part]
             crcs = pixel_crcs(images) if self.pixels else None
-            micros.append(MicroBatch(images, labels, first + part.start, mixed, job.prefix[part], crcs))
+            micros.append(self.micro_batch(images, labels, first + part.start, mixed, job.prefix[part], crcs))
         return StepBatch(job.step, job.epoch, micros, wait, job.sorted_events())
 
 
@@ -197,10 +201,12 @@ class EvalLoader:
     ``max_bad`` of the samples (at least 10) being bad, raise WorldError. May be iterated again and again.
     """
 
+    eval_batch = EvalBatch
+
     def __init__(
         self,
         source: Source,
-        pipeline: Pipeline,
+        pipeline: Rows,
         *,
         rank: int,
         world: int,
@@ -235,7 +241,7 @@ class EvalLoader:
                 left_out = "left out of the evaluation"
                 check_budget(bad, self.samples, self.max_bad, events, left_out, self.source.names)
                 valid, index = torch.from_numpy(job.valid), torch.from_numpy(job.index)
-                yield EvalBatch(slot.images(self.pipeline.size), slot.labels, valid, index, events)
+                yield self.eval_batch(slot.tensor(self.pipeline), slot.labels, valid, index, events)
         finally:
             ring.close()
 
@@ -260,12 +266,15 @@ class EvalLoader:
 
     def _fill_batch(self, job: Job, slot: Buffer, first: int, last: int) -> None:
         part = slice(first, last)
-        stored, slot.label_rows[part], _ = cast(ArraySource, self.source).rows(job.shard[part], job.j[part])
-        self.pipeline.batch(stored, job.keys[part], slot.rows(self.pipeline.size)[part])
+        try:
+            stored, slot.label_rows[part], _ = cast(ArraySource, self.source).rows(job.shard[part], job.j[part])
+        except BadSample:
+            return self._fill_rows(job, slot, first, last)
+        self.pipeline.batch(stored, job.keys[part], slot.rows(self.pipeline)[part])
 
     def _fill_rows(self, job: Job, slot: Buffer, first: int, last: int) -> None:
         assert job.valid is not None
-        images = slot.rows(self.pipeline.size)
+        images = slot.rows(self.pipeline)
         for row in range(first, last):
             shard, j, out = int(job.shard[row]), int(job.j[row]), images[row]
             try:

@@ -42,6 +42,10 @@ def open_source(
             f"the command line, or write it into the site file."
         )
     if is_remote(data.root):
+        if data.name == "tokens":
+            raise UserError(
+                f"data.root={redact(data.root)}: tokens are mapped into memory from local files. Copy them."
+            )
         return _remote(data, split, classes)
     root = Path(os.path.expanduser(data.root))
     if not root.is_dir():
@@ -54,7 +58,18 @@ def open_source(
         return _folder(data, root, split, classes, reporter)
     if data.name == "webdataset":
         return _shards(data, root, split, wanted, classes, reporter)
+    if data.name == "tokens":
+        return _tokens(data, root, split, wanted, reporter)
     raise UserError(f"data.name={data.name}: unknown data set.")
+
+
+def _tokens(data: Any, root: Path, split: str, pattern: str, reporter: Reporter | None) -> Source | None:
+    from restrain.data.text.manifest import require
+    from restrain.data.text.source import TokenSource, matching
+
+    if split == "eval" and not matching(require(root), pattern):
+        return None
+    return TokenSource(root, pattern, data.context, documents=data.documents, cache=data.cache, reporter=reporter)
 
 
 def _folder(data: Any, root: Path, split: str, classes: int | None, reporter: Reporter | None) -> Source | None:

@@ -38,6 +38,13 @@ class Misfit(ValueError):
 
 def problems(recipe: "Recipe") -> Iterator[Problem]:
     """Everything in ``recipe`` that does not fit together."""
+    if recipe.data.name == "tokens":  # whatever else is amiss, such as sizes of images, comes of this
+        yield Problem(
+            "data.name",
+            f"= tokens, but task = {recipe.task} trains on images: no task reads tokens yet. Name a set of images, or "
+            f"read the tokens in a loop of your own (restrain.data.text.loader.TokenLoader)",
+        )
+        return
     for check in (
         _secrets,
         _batch,

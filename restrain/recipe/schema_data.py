@@ -1,6 +1,6 @@
 """The data section: where samples come from and how they are augmented."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -253,4 +253,39 @@ class Digits(_Data):
     std: Scales = Field(default=(0.3761,), description="Standard deviation of the channel, pixels being 0 to 1.")
 
 
-Data = Annotated[Folder | WebDataset | Package | Digits, Field(discriminator="name")]
+class Tokens(Section):
+    """Shards of tokens for language models, made by `restrain data tokens` and read in windows through a memory map."""
+
+    name: Literal["tokens"]
+    root: str | None = Field(
+        default=None, description="Folder of the set. Usually from the site file or the command line."
+    )
+    train: str = Field(default="train-*.bin", description="Shards below `root` for training: * ? [] and {000..146}.")
+    eval: str | None = Field(default="val-*.bin", description="Shards below `root` for evaluation; null: none.")
+    context: Positive = Field(
+        default=1024, description="Tokens that a model sees: a sample is a window of one more, for the targets."
+    )
+    documents: bool = Field(
+        default=False, description="Give the number of each token's document too, for masks at their borders."
+    )
+    threads: Auto | Threads = Field(default="auto", description="Threads that read, a process. Changes no result.")
+    lanes: Auto | Positive = Field(
+        default="auto", description="Shards read side by side; part of the order of windows."
+    )
+    window: Auto | Positive = Field(default="auto", description="Samples of a lane that are shuffled together.")
+    shuffle: bool = Field(default=True, description="Another order each epoch; false: the order of the files.")
+    max_bad: Unit = Field(
+        default=1e-4,
+        description="Share of windows that may have rotted, each replaced by another, before the run stops.",
+    )
+    cache: str | None = Field(default=None, description="Folder for the index of a set that cannot be written to.")
+
+    # What code for images asks of every set. No keys: a recipe that names one is told that it is unknown.
+    augment: ClassVar[tuple[Augmentation, ...]] = ()
+    repeats: ClassVar[int] = 1
+    decode: ClassVar[Literal["pil"]] = "pil"
+    mean: ClassVar[Channels] = ()
+    std: ClassVar[Scales] = ()
+
+
+Data = Annotated[Folder | WebDataset | Package | Digits | Tokens, Field(discriminator="name")]

@@ -67,3 +67,11 @@ def test_a_killed_run_is_compared_bit_for_bit(tmp_path: Path, monkeypatch: pytes
     assert found["tensors_that_differ"] == 0
     assert found["ledgers_equal"]
     assert found["killed_after_checkpoint"] < found["steps"]
+
+
+def test_tokens(tmp_path: Path) -> None:
+    tiny = ["--contexts", "16", "--tokens", "20000", "--batch", "8", "--windows", "256", "--rounds", "1"]
+    assert results(tmp_path, "tokens.py", *tiny)["rounds"] == 1
+    rows = json.loads((tmp_path / "out" / "figures.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["restrain", "restrain, no CRC", "numpy", "numpy, one slice", "webdataset"]
+    assert all(row["windows_per_s"] > 0 for row in rows)
