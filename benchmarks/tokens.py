@@ -26,7 +26,7 @@ from unittest import mock
 import numpy as np
 import reporting
 import torch
-import webdataset as wds
+import webdataset
 
 from restrain.bench.rates import Rate, measure
 from restrain.data.order import Order, Plan, resolve_shuffle
@@ -35,6 +35,9 @@ from restrain.data.text.loader import TokenLoader
 from restrain.data.text.raw import describe
 
 MEMBERS = 20_000  # windows that the tar shards hold at most: they are gone through again and again
+
+
+wds: Any = webdataset  # which declares its names in a way that a type checker does not see
 
 
 def make_tokens(folder: Path, tokens: int) -> None:

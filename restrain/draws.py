@@ -40,8 +40,6 @@ class Purpose(IntEnum):
     DROP_PATH = 6  # (step, join name, row): dropped branches
     INIT = 7  # (parameter name, element): initial weights
     HELD_OUT = 8  # (sample): which samples a built-in set holds out
-    PACK = 9  # (split, sample): order in which samples are packed into shards
-    SYNTH = 10  # (what, number): fake samples
 
 
 # ---------------------------------------------------------------------------------------------- numpy, on the host

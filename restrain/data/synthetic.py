@@ -12,10 +12,12 @@ import numpy as np
 from restrain import draws
 from restrain.data import index
 from restrain.data.index import Index
-from restrain.data.manifest import Entries, Names
-from restrain.data.packing.writer import Members, write_shard
-from restrain.draws import Purpose
+from restrain.data.manifest import Entries, Entry, Names
+from restrain.data.packing.writing import Tar
 
+Sample = tuple[str, list[tuple[str, bytes]]]
+"""Key, and (extension, content) of each file."""
+PURPOSE = draws.name_key("restrain data synth")
 POOL = 64  # different pictures; more of them would only take time
 PER_SHARD = 10_000  # samples of a shard of an index alone
 QUALITY = 90
@@ -40,7 +42,7 @@ def write_shards(
     parts = []
     for number, first in enumerate(range(0, samples, per)):
         last = min(first + per, samples)
-        parts.append(write_shard(place / f"train-{number:06d}.tar", _samples(seed, first, last, classes, pool)))
+        parts.append(_write(place / f"train-{number:06d}.tar", _samples(seed, first, last, classes, pool)))
         progress(last, samples)
     return index.save([place], "shards", parts)
 
@@ -58,9 +60,20 @@ def write_index(place: Path, samples: int, shards: int | None = None) -> Index:
     return index.write([place], Index("shards", entries, np.empty(0, np.uint8), ""), b"")
 
 
-def _samples(seed: int, first: int, last: int, classes: int, pool: list[bytes]) -> Iterator[tuple[str, Members]]:
+def _write(path: Path, samples: Iterator[Sample]) -> tuple[Entry, bytes]:
+    with open(path, "wb") as file:
+        tar = Tar(file)
+        for key, members in samples:
+            tar.sample(key, members)
+        tar.close()
+    status = path.stat()
+    part = index.shard_part(np.array(tar.offsets, np.int64), np.array(tar.crcs, np.uint32))
+    return Entry(path.name, len(tar.crcs), status.st_size, tar.digest.hexdigest(), status.st_mtime_ns, 0, 0), part
+
+
+def _samples(seed: int, first: int, last: int, classes: int, pool: list[bytes]) -> Iterator[Sample]:
     for number in range(first, last):
-        key = draws.key(seed, Purpose.SYNTH, 1, number)
+        key = draws.key(seed, PURPOSE, 1, number)
         label = str(draws.integers(key, classes)).encode()
         yield f"{number:010d}", [("jpg", pool[draws.integers(draws.extend_key(key, 1), len(pool))]), ("cls", label)]
 
@@ -69,7 +82,7 @@ def _picture(seed: int, number: int, width: int, height: int) -> bytes:
     """A JPEG: a coarse grid of colours made smooth, and noise that takes the bytes a photograph's details take."""
     from PIL import Image
 
-    key = draws.mix(seed, Purpose.SYNTH, 0, number)
+    key = draws.mix(seed, PURPOSE, 0, number)
     coarse = np.asarray(draws.integers(draws.extend(key, np.arange(8 * 6 * 3)), 256), np.uint8).reshape(6, 8, 3)
     smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.float32)
     noise = np.asarray(draws.uniform(draws.extend(key, 1000 + np.arange(width * height))), np.float32)

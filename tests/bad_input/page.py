@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.bad_input import runs, sets, shards, tokens, written
+from tests.bad_input import packing, runs, sets, shards, tokens, written
 from tests.bad_input.harness import Case
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
@@ -25,6 +25,7 @@ PARTS: dict[str, list[Case]] = {
     "Labels": shards.LABELS,
     "Shards": shards.SHARDS,
     "Tokens": tokens.TOKENS,
+    "Packing": packing.PACKING,
     "A run and its recipe": runs.RECIPES,
     "Run folders": runs.FOLDERS,
     "Checkpoints": runs.CHECKPOINTS,

@@ -1,93 +1,135 @@
-"""``restrain data pack``: images of any usual layout, written as shards with their index. No torch at the top."""
+"""``restrain data pack``: images in whatever form they come, as tar shards with an index. No torch here."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from restrain.data.packing.pack import Packed
+Source = Annotated[Path, typer.Argument(metavar="SRC", help="Folder, list or archive of images.")]
+Target = Annotated[Path, typer.Argument(metavar="DST", help="Folder for the shards.")]
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        "--from", help="folder, list, imagefolder, shards, imagenet, cifar.", show_default="by looking at SRC"
+    ),
+]
+Split = Annotated[str, typer.Option(help="What a source without splits is: train, val, test.")]
+Root = Annotated[Path | None, typer.Option(help="What a list's paths are relative to.", show_default="its folder")]
+ImageColumn = Annotated[str | None, typer.Option(help="A list's column of paths or bytes.", show_default="by its name")]
+LabelColumn = Annotated[str | None, typer.Option(help="A list's column of labels.", show_default="by its name")]
+Size = Annotated[str, typer.Option(help="Of a shard, about: 128MB, 1GiB.")]
+Seed = Annotated[int, typer.Option(help="Of the shuffle.")]
+Shuffle = Annotated[bool, typer.Option("--shuffle/--no-shuffle", help="All samples of a split, or the source's order.")]
+ShortSide = Annotated[
+    int | None, typer.Option(min=1, help="LOSSY: images with a larger short side are made smaller, as JPEG.")
+]
+Quality = Annotated[int | None, typer.Option(min=1, max=100, help="Of those JPEGs.", show_default="90")]
+Check = Annotated[bool, typer.Option("--check", help="Decode every image, and stop at one that cannot be.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Check, leave bad images out, and list them.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Shards written at a time.", show_default="the cores, at most 8")
+]
 
-UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9}
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+SMALLEST, LARGEST = 10_000, 1 << 40
 
 
 def pack(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folders of images, a list, tars, or an archive.")],
-    target: Annotated[Path, typer.Argument(metavar="DST", help="The folder for the shards.")],
-    layout: Annotated[
-        str | None, typer.Option("--from", help="folder, list, shards, imagenet, cifar.", show_default="by looking")
-    ] = None,
-    split: Annotated[str, typer.Option(help="Of a source that has no splits.")] = "train",
-    shard_size: Annotated[str, typer.Option(help="What a shard is filled up to.")] = "128MB",
-    shuffle: Annotated[bool, typer.Option(help="Mix the samples over all shards.")] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Of that mixing.")] = 0,
-    short_side: Annotated[
-        int | None, typer.Option(min=8, help="Make larger images smaller, as JPEGs: loses quality.")
-    ] = None,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Of these JPEGs.")] = 90,
-    check: Annotated[bool, typer.Option("--check", help="Decode every image.")] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be decoded; checks.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads.", show_default="the cores")] = None,
+    source: Source,
+    target: Target,
+    layout: Layout = None,
+    shard_size: Size = "128MB",
+    shuffle: Shuffle = True,
+    seed: Seed = 0,
+    short_side: ShortSide = None,
+    quality: Quality = None,
+    check: Check = False,
+    skip_bad: SkipBad = False,
+    split: Split = "train",
+    root: Root = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    workers: Workers = None,
 ) -> None:
-    """Write images as WebDataset shards with their index, mixed, the same bytes each time; goes on after a kill.
+    """Pack images into tar shards with an index: the same bytes every time, and again after a kill.
 
-    SRC is a folder of images a class (also below train/ and val/), a Hugging Face imagefolder, a CSV, JSON lines or
-    Parquet list, tar shards, or the archives of ImageNet or CIFAR as they are given out.
+    SRC is recognised: class/image.jpg, also below train/ and val/; a list (.csv, .jsonl, .parquet); metadata.csv beside
+    images; tar shards; ImageNet's archives; CIFAR's. Samples are shuffled over all shards. Images keep their bytes,
+    unless --short-side is given.
     """
-    import os
-
-    from restrain.data.packing.content import Encoding
-    from restrain.data.packing.layouts import list_source
-    from restrain.data.packing.lists import Spool
-    from restrain.data.packing.pack import PROGRESS, Options
-    from restrain.data.packing.pack import pack as write
+    from restrain.data.packing.packing import Settings
+    from restrain.data.packing.packing import pack as pack_source
+    from restrain.data.packing.recode import Recoding
+    from restrain.data.packing.source import Source as Described
+    from restrain.data.packing.source import recognise
+    from restrain.data.packing.table import Columns
     from restrain.data.progress import console_reporter
     from restrain.errors import UserError
 
-    size = bytes_of(shard_size)
-    if re.fullmatch(r"[a-z][a-z0-9_]*", split) is None:
-        raise UserError(f"--split {split}: a word of small letters, such as train or val.")
-    encoding = Encoding(short_side, quality, check or skip_bad)
-    options = Options(size, shuffle, seed, encoding, skip_bad)
-    if short_side is not None:
-        typer.echo(
-            f"Images with a short side above {short_side} pixels are stored smaller, as JPEGs of quality {quality}: "
-            f"that loses quality for good. Keep the originals."
-        )
+    if quality is not None and short_side is None:
+        raise UserError("--quality is that of images made smaller: give --short-side too, or neither.")
+    recoding = Recoding(short_side, 90 if quality is None else quality, check or skip_bad)
+    settings = Settings(seed if shuffle else None, bytes_of(shard_size), recoding, skip_bad, workers)
+    described = Described(source, recognise(source, layout), split, Columns(image_column, label_column, root))
     with console_reporter("packing") as reporter:
-        spool = Spool(target / PROGRESS / f"spool-{os.getpid()}")
-        try:
-            found, listings = list_source(source, layout, split, spool)
-            images = ", ".join(f"{len(one.items):,} {one.split}" for one in listings)
-            reporter.say(f"{source}: {found}, {images} ({sum(one.bytes for one in listings) / 1e9:.2f} GB)")
-            packed = write(listings, target, options, workers or len(os.sched_getaffinity(0)), reporter)
-        finally:
-            spool.remove()
-    for one in packed:
-        typer.echo(_line(one))
-    classes = max((len(one.classes) for one in listings if one.classes), default=None)
-    names = "" if classes is None else f" model.classes={classes}"
-    evaluation = [one.split for one in listings if one.split != "train"]
-    pattern = f" data.eval='{evaluation[0]}-*.tar'" if evaluation and evaluation[0] != "val" else ""
-    typer.echo(f"next: restrain train NAME data.name=webdataset data.root={target}{pattern}{names}")
+        if short_side is not None:
+            reporter.say(
+                f"LOSSY: images whose short side is above {short_side} pixels are encoded anew, JPEG quality "
+                f"{recoding.quality}. Keep the originals."
+            )
+        packed = pack_source(described, target, settings, reporter)
+        for line in _summary(packed, target):
+            reporter.say(line)
 
 
 def bytes_of(text: str) -> int:
-    """``128MB`` -> bytes. Raises UserError."""
     from restrain.errors import UserError
 
-    size = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(kB|MB|GB)", text)
-    if size is None:
-        raise UserError(f"--shard-size {text}: a number and kB, MB or GB, such as 128MB.")
-    return int(float(size[1]) * UNITS[size[2]])
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]*)", text.strip())
+    if found is None or found[2].upper() not in UNITS:
+        raise UserError(f"--shard-size {text} is no size. Write 128MB, 1GiB or a number of bytes.")
+    size = int(float(found[1]) * UNITS[found[2].upper()])
+    if not SMALLEST <= size <= LARGEST:
+        raise UserError(f"--shard-size {text} is not between 10kB and 1TiB. 64MB to 256MB read well.")
+    return size
 
 
-def _line(one: Packed) -> str:
-    if one.already:
-        return f"{one.split}: packed already, {one.samples:,} samples in {one.shards} shard(s)"
-    left = f", {len(one.skipped)} left out (restrain-pack.json lists them)" if one.skipped else ""
-    size = f"{one.bytes / 1e9:.2f} GB ({one.bytes / max(1, one.source_bytes):.2f} x)"
-    return f"{one.split}: {one.samples:,} samples in {one.shards} shard(s), {size}{left}"
+def _summary(packed, target: Path) -> list[str]:
+    from restrain.data.packing.packing import gigabytes
+
+    made = packed.record
+    lines = [f"{target} is finished, nothing is to be done:"] if packed.before else []
+    lines += [
+        f"{split}: {found['samples']:,} samples, {found['shards']} shard(s), {gigabytes(found['bytes'])}"
+        for split, found in made["splits"].items()
+    ]
+    if made["encoded_anew"]:
+        stored = sum(found["bytes"] for found in made["splits"].values())
+        lines.append(
+            f"{made['encoded_anew']:,} images were encoded anew (lossy): {gigabytes(made['bytes_read'])} became "
+            f"{gigabytes(stored)}"
+        )
+    if made["skipped"]:
+        shard, key, reason = made["skipped"][0]
+        lines.append(
+            f"{len(made['skipped'])} bad image(s) left out, listed in {target / 'restrain-pack.json'}; the first: "
+            f"{key} ({shard}): {reason}"
+        )
+    if made["classes"] is not None:
+        lines.append(f"{made['classes']} classes, in the order of their numbers: {target / 'classes.txt'}")
+    return [*lines, f"Next: {_next(made, target)}"]
+
+
+def _next(made: dict, target: Path) -> str:
+    import shlex
+
+    root, classes, source = shlex.quote(str(target)), made["classes"], made["options"]["from"]
+    if source == "imagenet" and classes == 1000:
+        return f"restrain train imagenet_resnet50 data.root={root}"
+    if source == "cifar" and classes == 10:
+        return f"restrain train cifar10_resnet20 data.root={root}"
+    known = "N" if classes is None else classes
+    return f"restrain train RECIPE data.name=webdataset data.root={root} model.classes={known}"

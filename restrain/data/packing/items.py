@@ -1,92 +1,174 @@
-"""What is to be packed, before it is read: a listing of images with their labels, in their sources' own order."""
+"""What is packed: samples as a listing of keys, labels and places of bytes, never the bytes of all images at once."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
 
 from restrain.errors import UserError, WorldError
 
-SPLITS = {"valid": "val", "validation": "val", "dev": "val", "eval": "val"}  # other names of a split -> ours
+SPOOL = ".restrain-spool-"  # how its file is called, in the folder of the shards
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "eval": "val",
+    "test": "test",
+}  # what folders and files are called -> the split, which names the shards
+LONGEST = 90  # bytes of a key's last component: with an extension it fits the 100 of a ustar name
+LONGEST_FOLDER = 150  # bytes of the components before, of the 155 of a ustar prefix
+UNSAFE = re.compile(r"[%\\\x00-\x1f\x7f\ud800-\udfff]")
+
+
+WHOLE = -1  # offset of a span that is all of its file
+
+
+class Span(NamedTuple):
+    """Bytes in a file. offset: WHOLE for a file of its own; size: of the listing, another one later is an error."""
+
+    file: str
+    offset: int
+    size: int
+
+
+class Part(NamedTuple):
+    """A file of a sample. where: its place, or the bytes themselves; image: its extension follows its content."""
+
+    extension: str
+    where: Span | bytes
+    image: bool = False
+
+    @property
+    def size(self) -> int:
+        return len(self.where) if isinstance(self.where, bytes) else self.where.size
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An image: bytes [offset, offset + size) of a file. whole: they are a sample of a tar instead, all its members."""
+    """A sample: a key that is its own in the split, and its files in the order of the shard."""
 
     key: str
-    label: int
-    path: str
-    offset: int
-    size: int
-    whole: bool = False
-
-    def read(self) -> bytes:
-        """Raises WorldError."""
-        try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                data = os.pread(descriptor, self.size, self.offset)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise WorldError(f"{self.path} cannot be read: {error.strerror}. Restore it, and pack again.") from error
-        if len(data) != self.size:
-            raise WorldError(f"{self.path} is shorter than it was when it was listed. Restore it, and pack again.")
-        return data
+    parts: tuple[Part, ...]
+    origin: str = ""  # what messages call it, where the key does not say
 
 
 @dataclass
 class Listing:
-    """A split. classes: names in the order of their numbers, where the source knows them."""
+    """All samples by split, in the order of the source; classes in the order of their numbers, if they have names."""
 
-    split: str
-    items: list[Item]
+    splits: dict[str, list[Item]]
     classes: list[str] | None = None
+    notes: list[str] = field(default_factory=list)  # said before work begins
 
-    @property
-    def bytes(self) -> int:
-        return sum(item.size for item in self.items)
+    def fingerprint(self, root: Path, spool: Spool) -> str:
+        """sha256 over keys, sizes and places of all samples, the classes and what is in the spool.
 
-    def digest(self) -> str:
-        """SHA-256 of what is listed, where it lies aside."""
-        found = hashlib.sha256()
-        for item in self.items:
-            found.update(f"{item.key}\0{item.label}\0{item.size}\n".encode("utf-8", "surrogateescape"))
-        return found.hexdigest()
-
-
-def key_of(path: str) -> str:
-    """A sample's key from a file's relative path: without its ending, underscores for dots, which end keys."""
-    folder, _, name = path.replace(os.sep, "/").rpartition("/")
-    stem = os.path.splitext(name)[0].replace(".", "_") or "_"
-    return f"{folder}/{stem}" if folder else stem
+        root: files are named relative to it, so a source may be moved.
+        """
+        digest = hashlib.sha256(repr((self.classes, spool.digest.hexdigest())).encode())
+        for split, items in self.splits.items():
+            digest.update(f"\0{split}\0{len(items)}".encode())
+            for item in items:
+                parts = [(p.extension, *_place(p.where, root)) for p in item.parts]
+                digest.update(repr((item.key, parts)).encode())
+        return digest.hexdigest()
 
 
-def check_unique(items: Sequence[Item], what: str) -> None:
-    """Raises UserError where two images have one key."""
-    seen: dict[str, str] = {}
+def _place(where: Span | bytes, root: Path) -> tuple:
+    if isinstance(where, bytes):
+        return (where,)
+    name = SPOOL if os.path.basename(where.file).startswith(SPOOL) else where.file.removeprefix(f"{root}{os.sep}")
+    return (os.fsencode(name), where.offset, where.size)
+
+
+def label_part(label: int) -> Part:
+    return Part("cls", b"%d" % label)
+
+
+def image_part(name: str, where: Span | bytes) -> Part:
+    return Part(os.path.splitext(name)[1][1:].lower(), where, True)
+
+
+def safe_key(path: str) -> str:
+    """A key for the file ``path`` (with ``/``, its extension taken off): what webdataset reads back as it is.
+
+    A dot would end the key, ``__x__`` would make webdataset skip it, ``..`` and ``/x`` would leave the folder that an
+    archive is unpacked in: these and control characters are written as ``%2E`` and so on, so two paths never share a
+    key. Components too long for a ustar header end in a hash.
+    """
+    components = [_safe(component) for component in path.split("/")]
+    *folders, name = components
+    name = _short(name.replace(".", "%2E"), LONGEST)
+    return "/".join([*([_short("/".join(folders), LONGEST_FOLDER)] if folders else []), name])
+
+
+def _safe(component: str) -> str:
+    text = UNSAFE.sub(
+        lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode(errors="surrogatepass")), component
+    )
+    if text in (".", "..", ""):
+        return text.replace(".", "%2E") or "%"
+    return f"%5F{text[1:]}" if text.startswith("__") else text
+
+
+def _short(text: str, most: int) -> str:
+    data = text.encode()
+    if len(data) <= most:
+        return text
+    head = data[: most - 17].decode(errors="ignore").replace("/", "%2F")
+    return f"{head}-{hashlib.sha256(data).hexdigest()[:16]}"
+
+
+def check_unique(split: str, items: Iterable[Item]) -> None:
+    """Raises UserError that names both samples of a key."""
+    seen: dict[str, Item] = {}
     for item in items:
-        if item.key in seen:
+        first = seen.setdefault(item.key, item)
+        if first is not item:
             raise UserError(
-                f"{what}: {seen[item.key]} and {item.path} would both be sample {item.key!r}, since a key is a name "
-                f"without its ending. Rename one of them."
+                f"{first.origin or first.key} and {item.origin or item.key} would both be sample {item.key!r} of "
+                f"{split}: keys leave extensions out. Rename one of them, or move it away."
             )
-        seen[item.key] = item.path
 
 
-def numbered(labels: Sequence[object]) -> tuple[list[int], list[str] | None]:
-    """(class numbers, class names) of labels as written: whole numbers are kept, names are numbered in byte order."""
-    texts = [str(label).strip() for label in labels]
-    if all(re.fullmatch(r"[0-9]{1,9}", text) for text in texts):
-        return [int(text) for text in texts], None
-    classes = sorted(set(texts), key=os.fsencode)
-    number = {name: i for i, name in enumerate(classes)}
-    return [number[text] for text in texts], classes
+def number_classes(names: Iterable[str]) -> dict[str, int]:
+    """Class -> number, in byte order: as torchvision and timm number folders."""
+    return {name: number for number, name in enumerate(sorted(set(names), key=os.fsencode))}
 
 
-def split_name(name: str) -> str:
-    return SPLITS.get(name.lower(), name.lower())
+class Spool:
+    """A temporary file that holds what cannot be read at random where it is: rows of Parquet, members of a .tar.gz."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._file, self.size = folder, None, 0
+        self.digest = hashlib.sha256()
+
+    def add(self, data: bytes) -> Span:
+        if self._file is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.NamedTemporaryFile(dir=self._folder, prefix=SPOOL)  # noqa: SIM115
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise WorldError(f"{self._file.name} cannot be written: {error.strerror}. Free some space.") from error
+        span = Span(self._file.name, self.size, len(data))
+        self.size += len(data)
+        self.digest.update(data)
+        return span
+
+    def flush(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()

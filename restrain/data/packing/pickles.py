@@ -1,164 +1,203 @@
-"""Reads the pickles that CIFAR is given out in, and runs nothing of them.
+"""Reads the pickles of CIFAR without unpickling: nothing in them can name code that is then run.
 
-A pickle is a program, and Python's own reader calls whatever function it names. This one knows the operations of plain
-dicts, lists, tuples, numbers and strings, and one call by heart: the making of a numpy array of bytes. All else is
-refused by name. Operations: the standard library's `pickletools`.
+The opcodes are decoded by `pickletools.genops`, which executes nothing, and interpreted here: plain dicts, lists,
+tuples, ints, texts, and numpy's way of writing one array of plain numbers. Every other opcode and every other name is
+refused. (Protocol 2, as Krizhevsky's Python 2 wrote the files; also what Python 3 makes of the same objects.)
 """
 
 from __future__ import annotations
 
 import pickletools
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from restrain.errors import WorldError
+from restrain.errors import UserError
 
-_MARK = object()
-_CALLS = {  # what a GLOBAL may name
-    "numpy.core.multiarray _reconstruct",
-    "numpy._core.multiarray _reconstruct",
-    "numpy ndarray",
-    "numpy dtype",
-    "_codecs encode",
+MOST = 1 << 29  # bytes of one array
+RECONSTRUCT = ("numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct")
+ARRAY, DTYPE, ENCODE = "numpy ndarray", "numpy dtype", "_codecs encode"
+KNOWN = {*RECONSTRUCT, ARRAY, DTYPE, ENCODE}
+DTYPES = {"u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"}
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+VALUES = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
 }
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_PUSH = {"BININT", "BININT1", "BININT2", "INT", "LONG1", "BINFLOAT", "SHORT_BINSTRING", "BINSTRING", "BINUNICODE"}
-_EMPTY: dict[str, Any] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
-_PUSH |= {"SHORT_BINUNICODE", "SHORT_BINBYTES", "BINBYTES", "UNICODE", "STRING"}
+EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
+TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+PUTS, GETS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}, {"GET", "BINGET", "LONG_BINGET"}
+MARK = object()
 
 
-class _Global(str):
-    pass
+@dataclass(frozen=True)
+class _Name:
+    """A global that a pickle names: a word here, never an object."""
+
+    text: str
 
 
+@dataclass
+class _Dtype:
+    code: str
+    order: str = "|"
+
+
+@dataclass
 class _Array:
-    """An array whose content comes with the BUILD after it."""
+    """An array whose state may follow. ``value`` once it has."""
 
-    value: np.ndarray | None = None
-
-    def build(self, state: Any) -> None:
-        _, shape, dtype, fortran, data = state
-        if dtype != "u1" or not isinstance(data, bytes):
-            raise ValueError("an array that is not of bytes")
-        self.value = np.frombuffer(data, np.uint8).reshape(shape, order="F" if fortran else "C")
+    value: np.ndarray | None = field(default=None)
 
 
-def read_plain(data: bytes, where: str) -> Any:
-    """The object in a pickle, strings of Python 2 as bytes. Raises WorldError for anything but plain data."""
+def read(data: bytes, title: str) -> dict:
+    """The dict that a pickle holds, of lists, tuples, numbers, texts, arrays. Python 2's str is bytes.
+
+    Raises UserError, naming ``title`` and the opcode or the name, for a pickle that holds anything else.
+    """
     try:
-        return _plain(_run(data))
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, UnicodeError) as error:
-        raise WorldError(
-            f"{where} is no pickle of plain data and arrays of bytes ({error}). It is not read further, since a pickle "
-            f"can run anything. Fetch the archive from its origin again."
-        ) from None
-
-
-def _run(data: bytes) -> Any:
-    machine = _Machine()
-    for op, argument, _ in pickletools.genops(data):
-        if op.name == "STOP":
-            return machine.stack.pop()
-        if not machine.plain(op.name, argument) and not machine.called(op.name, argument):
-            raise ValueError(f"it has the operation {op.name}")
-    raise ValueError("it has no end")
+        return _plain(_Machine(title).run(data))
+    except UserError:
+        raise
+    except Exception as error:  # genops and odd stacks: ValueError, IndexError, TypeError, KeyError, UnicodeError ...
+        raise UserError(f"{title} is no pickle of the kind expected ({error}). Fetch it again.") from error
 
 
 class _Machine:
-    def __init__(self) -> None:
-        self.stack: list[Any] = []
-        self.memo: dict[Any, Any] = {}
+    def __init__(self, title: str):
+        self.title, self.stack, self.memo = title, [], {}
 
-    def plain(self, name: str, argument: Any) -> bool:
-        """Do an operation that makes plain data; False where it is none."""
-        stack = self.stack
-        if name in _PUSH:
-            stack.append(argument.encode("latin-1") if "STRING" in name and isinstance(argument, str) else argument)
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
-        elif name in ("BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE"):
-            self.memo[len(self.memo) if name == "MEMOIZE" else argument] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET", "GET"):
-            stack.append(self.memo[argument])
+    def run(self, data: bytes) -> Any:
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name == "STOP":
+                (value,) = self.stack
+                return value
+            self.step(opcode.name, argument)
+        raise ValueError("no STOP")
+
+    def step(self, name: str, argument: Any) -> None:
+        if name in ("PROTO", "FRAME"):
+            return
+        if name in VALUES:
+            text = name.endswith("STRING")  # genops decodes Python 2's str as latin-1, or as ASCII
+            self.stack.append(argument.encode("latin-1") if text else argument)
+        elif name in CONSTANTS:
+            self.stack.append(CONSTANTS[name])
+        elif name in EMPTY:
+            self.stack.append(EMPTY[name]())
         elif name == "MARK":
-            stack.append(_MARK)
-        elif name in _EMPTY:
-            stack.append(_EMPTY[name]())
-        elif name in ("DICT", "LIST", "TUPLE"):
-            items = self._marked()
-            stack.append(dict(_pairs(items)) if name == "DICT" else items if name == "LIST" else tuple(items))
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            count = int(name[-1])
-            stack[-count:] = [tuple(stack[-count:])]
-        elif name in ("APPEND", "APPENDS"):
-            items = self._marked() if name == "APPENDS" else [stack.pop()]
-            stack[-1].extend(items)
-        elif name in ("SETITEM", "SETITEMS"):
-            items = self._marked() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
-            stack[-1].update(_pairs(items))
-        else:
-            return name in ("PROTO", "FRAME")
-        return True
+            self.stack.append(MARK)
+        elif name in PUTS:
+            self.memo[len(self.memo) if name == "MEMOIZE" else argument] = self.stack[-1]
+        elif name in GETS:
+            self.stack.append(self.memo[argument])
+        elif name == "GLOBAL":
+            self.stack.append(self.known(argument))
+        elif name == "STACK_GLOBAL":
+            module, attribute = self.take(2)
+            self.stack.append(self.known(f"{module} {attribute}"))
+        elif name in TUPLES:
+            self.stack.append(tuple(self.take(TUPLES[name])))
+        elif not self.collect(name):
+            self.construct(name)
 
-    def called(self, name: str, argument: Any) -> bool:
-        """Do an operation that calls something, if it is one of those known; False where it is none of the kind."""
-        stack = self.stack
-        if name == "GLOBAL":
-            if argument not in _CALLS:
-                raise ValueError(f"it names {argument!r}")
-            stack.append(_Global(argument))
-        elif name == "REDUCE":
-            arguments, function = stack.pop(), stack.pop()
-            stack.append(_call(function, arguments))
-        elif name == "BUILD":
-            state = stack.pop()
-            if isinstance(stack[-1], _Array):
-                stack[-1].build(state)
-            elif stack[-1] != "u1":  # a dtype's own state is its byte order, and bytes have none
-                raise ValueError("it builds an object")
-        else:
-            return False
-        return True
+    def known(self, name: str) -> _Name:
+        if name not in KNOWN:
+            raise UserError(
+                f"{self.title} names {name.replace(' ', '.')!r}, which has no place in a list of images: unpickling it "
+                f"could run code. It was refused, and nothing was run. Fetch the file from its origin."
+            )
+        return _Name(name)
 
-    def _marked(self) -> list[Any]:
-        """What lies above the last mark, taken off with it."""
-        at = len(self.stack) - 1 - self.stack[::-1].index(_MARK)
+    def take(self, count: int) -> list:
+        if len(self.stack) < count:
+            raise ValueError("its stack runs empty")
+        taken = self.stack[-count:]
+        del self.stack[-count:]
+        if any(value is MARK for value in taken):
+            raise ValueError("a mark is out of place")
+        return taken
+
+    def to_mark(self) -> list:
+        at = max(i for i, value in enumerate(self.stack) if value is MARK)
         taken = self.stack[at + 1 :]
         del self.stack[at:]
         return taken
 
+    def collect(self, name: str) -> bool:
+        """Opcodes that fill containers; False for others."""
+        if name == "TUPLE":
+            self.stack.append(tuple(self.to_mark()))
+        elif name == "LIST":
+            self.stack.append(self.to_mark())
+        elif name == "DICT":
+            found = self.to_mark()
+            self.stack.append(dict(zip(found[::2], found[1::2], strict=True)))
+        elif name in ("APPEND", "APPENDS"):
+            found = self.to_mark() if name == "APPENDS" else self.take(1)
+            self.top(list).extend(found)
+        elif name in ("SETITEM", "SETITEMS"):
+            found = self.to_mark() if name == "SETITEMS" else self.take(2)
+            self.top(dict).update(zip(found[::2], found[1::2], strict=True))
+        else:
+            return False
+        return True
 
-def _call(function: Any, arguments: Any) -> Any:
-    if not isinstance(function, _Global):
-        raise ValueError("it calls something")
-    if function.endswith("_reconstruct"):
+    def top(self, kind: type) -> Any:
+        if not isinstance(self.stack[-1], kind):
+            raise ValueError(f"a {kind.__name__} was expected")
+        return self.stack[-1]
+
+    def construct(self, name: str) -> None:
+        """REDUCE and BUILD, of numpy's arrays and dtypes alone."""
+        if name not in ("REDUCE", "BUILD"):
+            raise UserError(
+                f"{self.title} holds the pickle opcode {name}, which has no place in a list of images. It was refused, "
+                f"and nothing was run. Fetch the file from its origin."
+            )
+        target, argument = self.take(2)
+        self.stack.append(_reduced(target, argument) if name == "REDUCE" else _built(target, argument))
+
+
+def _reduced(target: Any, arguments: Any) -> Any:
+    if not isinstance(target, _Name) or not isinstance(arguments, tuple):
+        raise ValueError("REDUCE of something else than a known name")
+    if target.text in RECONSTRUCT and arguments[:1] == (_Name(ARRAY),):
         return _Array()
-    if function == "numpy dtype":
-        kind = arguments[0]
-        return kind.decode("ascii") if isinstance(kind, bytes) else str(kind)
-    if function == "_codecs encode":  # how Python 3 writes bytes for Python 2
-        text, coding = arguments
-        if coding not in ("latin1", b"latin1"):
-            raise ValueError(f"it encodes as {coding!r}")
-        return text.encode("latin-1")
-    raise ValueError(f"it calls {function}")
+    if target.text == DTYPE and _text(arguments[0]) in DTYPES:
+        return _Dtype(_text(arguments[0]))
+    if target.text == ENCODE and arguments[1:] == ("latin1",) and isinstance(arguments[0], str):
+        return arguments[0].encode("latin-1")
+    raise ValueError(f"{target.text.replace(' ', '.')} with arguments that no array of numbers has")
 
 
-def _pairs(items: list[Any]) -> list[tuple[Any, Any]]:
-    return list(zip(items[::2], items[1::2], strict=True))
+def _built(target: Any, state: Any) -> Any:
+    if isinstance(target, _Dtype):
+        target.order = _text(state[1])
+        if target.order not in ("<", ">", "|", "="):
+            raise ValueError("a dtype of an unknown byte order")
+        return target
+    if not isinstance(target, _Array):
+        raise ValueError("BUILD of something else than an array")
+    _, shape, dtype, fortran, content = state
+    if not isinstance(dtype, _Dtype) or not isinstance(content, bytes) or len(content) > MOST:
+        raise ValueError("an array that is none of plain numbers")
+    if not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise ValueError(f"an array of the shape {shape}")
+    found = np.frombuffer(content, np.dtype(dtype.order.replace("|", "") + dtype.code))
+    target.value = found.reshape(shape, order="F" if fortran else "C")
+    return target
+
+
+def _text(value: Any) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
 def _plain(value: Any) -> Any:
-    """Arrays in place of what stood for them; nothing unfinished may be left."""
-    if isinstance(value, _Array):
-        if value.value is None:
-            raise ValueError("an array without content")
-        return value.value
-    if isinstance(value, _Global):
-        raise ValueError(f"it holds {value}")
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value
+    """A dict with its arrays in place of what built them. Deeper containers stay: CIFAR's hold no arrays."""
+    found = {key: one.value if isinstance(one, _Array) else one for key, one in value.items()}
+    if any(isinstance(one, _Name | _Dtype) or one is MARK for one in found.values()):
+        raise ValueError("an object without content")
+    return found
