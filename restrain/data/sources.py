@@ -53,7 +53,7 @@ class ShardSource(_Indexed):
         if image is None:
             raise BadSample(self.names[shard], j, key, f"no image among its files ({_extensions(fields)})")
         try:
-            label = _label(fields)
+            label = label_of(fields)
         except ValueError as error:
             raise BadSample(self.names[shard], j, key, str(error)) from error
         return Sample(key, image, check_label(label, self._classes, f"sample {key} of {self.names[shard]}"), crc)
@@ -90,7 +90,7 @@ class FolderSource(_Indexed):
         pass
 
 
-def _label(fields: dict[str, memoryview]) -> int:
+def label_of(fields: dict[str, memoryview]) -> int:
     """The label of a sample. Raises ValueError that says what is missing."""
     if "cls" in fields:
         text = bytes(fields["cls"])

@@ -226,6 +226,11 @@ class WebDataset(_Photographs):
         default="shards",
         description="With an http root: fetch whole shards into the cache, or only the samples that are read.",
     )
+    stages: Annotated[tuple[Annotated[str, Field(pattern=PACKAGE_NAME)], ...], AsTuple] = Field(
+        default=(),
+        description="Webdataset stages for each sample before its image and label are taken, in this order: "
+        "PACKAGE/NAME of entry points of the group `restrain.stages`. One sample in, one out.",
+    )
     cache_bytes: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(MB|GB|TB)$")] | None = Field(
         default=None, description="Bound of the cache of an http root, such as 200GB; null: none."
     )
