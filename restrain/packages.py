@@ -1,4 +1,4 @@
-"""What installed packages bring: models, tasks, data sets and stages, declared as entry points and named ``PACKAGE/NAME``."""
+"""What installed packages bring, declared as entry points and named ``PACKAGE/NAME``: models, tasks, data, stages."""
 
 from __future__ import annotations
 

@@ -36,8 +36,9 @@ def open_source(
 ) -> Source | None:
     """The ``train`` or ``eval`` split of a recipe's ``data`` section; None where there is no evaluation set.
 
-    classes: ``model.classes``, to check labels against. A set without an index is indexed first, which ``reporter``
-    tells. stages: those of a script, which ``data.stages`` names. Raises UserError for a root that is not such a set, WorldError for damaged or missing files.
+    classes: ``model.classes``, to check labels against. stages: those of a script, which ``data.stages`` names. A set
+    without an index is indexed first, which ``reporter`` tells. Raises UserError for a root that is not such a set,
+    WorldError for damaged or missing files.
     """
     if data.name == "digits":
         return DigitsSource(split, classes)

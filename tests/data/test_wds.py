@@ -199,7 +199,7 @@ def test_the_order_is_that_of_a_run(root):
     source = opened(root)
     run = [(batch.step, row) for batch in train_loader(source) for row in batch.micros[0].labels.tolist()]
     steps = train_loader(source).stop
-    rows = piped(root, wds.decode("rgb8"), wds.to_tuple("jpg", "cls", "__key__"), stop=steps)
+    rows = piped(root, wds.decode(), wds.to_tuple("jpg", "cls", "__key__"), stop=steps)
     assert [label for _, label, _ in rows] == [label for _, label in run]
     order = train_loader(source)
     expected = []

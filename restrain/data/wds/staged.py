@@ -98,8 +98,8 @@ def _image(image: Any, where: str) -> bytes | np.ndarray:
     if hasattr(image, "convert"):  # PIL
         return np.array(image.convert("RGB"))
     raise UserError(
-        f"data.stages: the image of {where} is {type(image).__name__} after them; it is to be uint8 [height, width, 3], "
-        f"a PIL image or encoded bytes: wds.decode('rgb8') or wds.decode('pil')."
+        f"data.stages: the image of {where} is {type(image).__name__} after them; it is to be uint8 [height, width, "
+        f"3], a PIL image or encoded bytes: wds.decode('rgb8') or wds.decode('pil')."
     )
 
 
