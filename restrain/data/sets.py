@@ -22,6 +22,7 @@ from restrain.data.reader import Source
 from restrain.data.remote.urls import check, is_remote, redact
 from restrain.data.sources import FolderSource, ShardSource
 from restrain.data.wds.staged import StagedSource
+from restrain.data.wds.stream import StreamSource
 from restrain.data.wds.stages import Stage, find_stages
 from restrain.errors import UserError
 
@@ -46,6 +47,8 @@ def open_source(
         wanted = data.train if split == "train" else data.eval
         return None if wanted is None else packages.find("data.set", data.set)(data, wanted, classes)
     wrapped = find_stages(getattr(data, "stages", ()), stages)
+    if split == "train" and getattr(data, "mode", "") == "stream":
+        return StreamSource(data, wrapped, classes)
     source = _open_files(data, split, classes, reporter)
     if not wrapped or source is None:
         return source

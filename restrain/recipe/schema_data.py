@@ -222,9 +222,16 @@ class WebDataset(_Photographs):
     name: Literal["webdataset"]
     train: str = Field(default="train-*.tar", description="Shards below `root` for training: * ? [] and {000..146}.")
     eval: str | None = Field(default="val-*.tar", description="Shards below `root` for evaluation; null: none.")
-    mode: Literal["shards", "range"] = Field(
+    mode: Literal["shards", "range", "stream"] = Field(
         default="shards",
-        description="With an http root: fetch whole shards into the cache, or only the samples that are read.",
+        description="With an http root: fetch whole shards into the cache, or only the samples that are read. stream: "
+        "train on what has no index (.tar.gz, pipe:), shards drawn with replacement; the order is not exact then.",
+    )
+    samples_per_epoch: Positive | None = Field(
+        default=None, description="With `mode: stream`: what is to count as an epoch, since nobody knows the number."
+    )
+    allow_pipe: bool = Field(
+        default=False, description="With `mode: stream`: `train` may be pipe:COMMAND, which a shell runs."
     )
     stages: Annotated[tuple[Annotated[str, Field(pattern=PACKAGE_NAME)], ...], AsTuple] = Field(
         default=(),

@@ -15,6 +15,7 @@ import torch
 from restrain.data.batches import EvalBatch
 from restrain.data.laps import Laps
 from restrain.data.order import Plan
+from restrain.data.wds.stream import LOST, StreamSource
 from restrain.insight.cost import forward_macs
 from restrain.insight.mistakes import Mistakes
 from restrain.insight.profile import Profile
@@ -82,7 +83,8 @@ class Attempt:
             lines.append(f"attempt {self.opened.attempt}: going on after step {state.step} of {total}")
         elif self.opened.attempt > 1:
             lines.append(f"attempt {self.opened.attempt}: no checkpoint yet, beginning at step 1")
-        return lines + self.opened.notices
+        lost = [LOST] if isinstance(self.data.train, StreamSource) else []
+        return lines + lost + self.opened.notices
 
     def not_bit_equal(self, reader: checkpoint.Reader) -> list[str]:
         """One notice naming what differs from where the checkpoint was made and may move the last bits."""
@@ -155,6 +157,7 @@ class Attempt:
             every=build.every(cadence, plan, total),
             seconds=cadence.seconds() if cadence.is_wall_clock else None,
             pixels=self.recipe.track.pixels,
+            audited=not isinstance(self.data.train, StreamSource),
             callbacks=self.own.callbacks,
             waiting=Waiting(self.laps, self.where.data_threads),
         )

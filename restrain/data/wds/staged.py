@@ -44,8 +44,7 @@ class StagedSource:
         key = str(stored["__key__"])
         where = f"sample {key} of {self.names[shard]}"
         try:
-            image, label = _taken(apply(self._stages, stored))
-            pixels = _image(image, where)
+            pixels, label = made(self._stages, stored, where)
         except (StageError, ValueError) as error:
             raise BadSample(self.names[shard], j, key, str(error)) from error
         crc = int(self._inner.crcs(shard)[j])  # `sample` has checked it
@@ -54,6 +53,12 @@ class StagedSource:
     def close(self) -> None:
         """Close the shards."""
         self._inner.close()
+
+
+def made(stages: Sequence[Stage], stored: dict[str, Any], where: str) -> tuple[bytes | np.ndarray, int]:
+    """(image, label) of what the stages make of a sample. Raises StageError, ValueError: a bad sample; UserError."""
+    image, label = _taken(apply(stages, stored))
+    return _image(image, where), label
 
 
 def _taken(made: Any) -> tuple[Any, int]:
