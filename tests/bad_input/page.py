@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.bad_input import runs, sets, shards, written
+from tests.bad_input import runs, sets, shards, wds, written
 from tests.bad_input.harness import Case
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
@@ -24,6 +24,7 @@ PARTS: dict[str, list[Case]] = {
     "Images": sets.IMAGES,
     "Labels": shards.LABELS,
     "Shards": shards.SHARDS,
+    "Stages and streams": wds.WDS,
     "A run and its recipe": runs.RECIPES,
     "Run folders": runs.FOLDERS,
     "Checkpoints": runs.CHECKPOINTS,

@@ -53,7 +53,7 @@ def test_a_command_runs_only_when_it_is_allowed(tmp_path):
     assert not mark.exists()
     assert source.read(0, 0).key.startswith("s0000")
     assert mark.exists()
-    with pytest.raises(WorldError, match=r"pipe:false .*failed with exit code 1|pipe:false cannot be read"):
+    with pytest.raises(WorldError, match="pipe:false failed with exit code 1"):
         stream(None, train="pipe:false", allow_pipe=True).read(0, 0)
 
 
@@ -101,5 +101,5 @@ def test_a_run_trains_is_killed_and_goes_on(tmp_path):
     ended = worlds.train(run, words, 1, recipe=str(recipe))
     assert ended.codes == [0], ended.text
     assert [line["step"] for line in worlds.journal(run)] == list(range(1, 9))
-    assert "fingerprint: \"stream-" in (run / "recipe.lock.yaml").read_text()
+    assert 'fingerprint: "stream-' in (run / "recipe.lock.yaml").read_text()
     assert all(line["audit"] is False for line in worlds.ledger(run))

@@ -156,12 +156,12 @@ ZOO = [
     Animal("two archives end to end", then(of(PAIR), twice), "goes on after its end-of-archive mark", 2, CUT),
     Animal("garbage at the end", then(of(PAIR), lambda d: d + b"x" * 700), "goes on after its end-of-archive mark", 2, CUT),
     Animal("zero length", lambda path: path.write_bytes(b""), "is empty, not a tar archive", "ReadError", "both say so"),
-    Animal("no tar", lambda path: path.write_bytes(b"hello" * 999), "is no readable tar archive", "ReadError", "both"),
+    Animal("no tar", lambda path: path.write_bytes(b"hello" * 999), "is no readable tar archive", "ReadError", "both say so"),
     Animal("no samples", of([("README", b"r")]), "holds no samples", 0, "an empty shard is a mistake elsewhere"),
     Animal(
         "a member twice", of([("a.jpg", b"1"), ("a.jpg", b"2")]), "member a.jpg stands twice", "ValueError", "both say so"
     ),
-    Animal("a.jpg and a.JPG", of([("a.jpg", b"1"), ("a.JPG", b"2")]), "member a.JPG stands twice", "ValueError", "both"),
+    Animal("a.jpg and a.JPG", of([("a.jpg", b"1"), ("a.JPG", b"2")]), "member a.JPG stands twice", "ValueError", "both say so"),
     Animal(
         "a sample in two pieces",
         of([("a.jpg", b"1"), ("b.jpg", b"2"), ("a.cls", b"3")]),

@@ -90,7 +90,7 @@ class StreamSource:
                 empty = False
                 yield sample
             if empty:
-                raise WorldError(f"{redact(place)} holds no samples (files named key.extension).")
+                raise _placed(f"{redact(place)} holds no samples (files named key.extension).")
 
 
 def _places(data: Any) -> list[str]:
@@ -130,8 +130,8 @@ def _read(place: str) -> Iterator[dict[str, Any]]:
         except WorldError:
             raise
         except Exception as error:  # tarfile, zlib, lzma and webdataset raise what they like
-            said = " ".join(str(error.args[0] if error.args else error).split())[:200]
-            raise WorldError(
+            said = " ".join(str(error.args[0] if error.args else error).split()).partition(" @ <")[0][:200]
+            raise _placed(
                 f"{redact(place)} cannot be read to its end: {type(error).__name__}: {said}. Restore it from its origin."
             ) from error
 
@@ -142,25 +142,35 @@ def _opened(place: str) -> Iterator[IO[bytes]]:
         try:
             file = open(place, "rb")  # noqa: SIM115
         except OSError as error:
-            raise WorldError(f"{place} cannot be opened: {error.strerror}. Restore it from its origin.") from error
+            raise _placed(f"{place} cannot be opened: {error.strerror}. Restore it from its origin.") from error
         with file:
             yield file
         return
     process = subprocess.Popen(place.removeprefix("pipe:"), shell=True, stdout=subprocess.PIPE)
     assert process.stdout is not None
-    whole = False
+    failed: Exception | None = None
     try:
         yield process.stdout
-        whole = True
-    finally:
-        if whole:
-            process.stdout.read()  # tar ends before its padding does
+    except Exception as error:  # the reader's; a command that failed is the reason, not what the reader made of it
+        failed = error
+    except BaseException:  # left in the middle
         process.stdout.close()
-        if not whole:
-            process.kill()
-        code = process.wait()
-    if code:
-        raise WorldError(f"{redact(place)} failed with exit code {code}. Try the command in a shell.")
+        process.kill()
+        process.wait()
+        raise
+    with process.stdout:
+        process.stdout.read()  # tar ends before its padding does
+    if code := process.wait():
+        raise _placed(f"{redact(place)} failed with exit code {code}. Try the command in a shell.") from failed
+    if failed is not None:
+        raise failed
+
+
+def _placed(text: str) -> WorldError:
+    """An error that names the archive: which sample was asked for says nothing here."""
+    error = WorldError(text)
+    error.placed = True
+    return error
 
 
 def _shuffled(samples: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
