@@ -22,8 +22,8 @@ from restrain.data.reader import Source
 from restrain.data.remote.urls import check, is_remote, redact
 from restrain.data.sources import FolderSource, ShardSource
 from restrain.data.wds.staged import StagedSource
-from restrain.data.wds.stream import StreamSource
 from restrain.data.wds.stages import Stage, find_stages
+from restrain.data.wds.stream import StreamSource
 from restrain.errors import UserError
 
 

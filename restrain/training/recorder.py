@@ -27,7 +27,8 @@ class Recorder:
         journal, ledger_file: the two files.
         plan: for the number of samples of a step.
         every, seconds: step -> whether the journal has a line for it; or a line every so many seconds.
-        pixels: whether the ledger carries the pixel hash. audited: whether order and index say what its hashes are to be.
+        pixels: whether the ledger carries the pixel hash. audited: whether anybody can
+            say what its hashes are to be.
         callbacks: told of each step. waiting: says when the data are waited for.
     """
 

@@ -9,9 +9,9 @@ import pytest
 from restrain.data import augment
 from restrain.data.loader import EvalLoader
 from tests import worlds
+from tests.bad_input.harness import AUGMENT, RECIPE
 from tests.data.making import write_shards
 from tests.data.test_loader import eval_loader
-from tests.bad_input.harness import AUGMENT, RECIPE
 
 
 def jobs(counts, rank, world, batch):

@@ -8,13 +8,13 @@ import pytest
 
 from restrain.data import augment, sets
 from restrain.data.index import MANIFEST
-from restrain.data.loader import EvalLoader
-from restrain.errors import WorldError
-from restrain.training.waiting import WINDOW, Waiting
 from restrain.data.laps import Laps
+from restrain.data.loader import EvalLoader
 from restrain.data.remote import opening as remote
 from restrain.data.remote.fetching import Patience
 from restrain.data.sources import ShardSource
+from restrain.errors import WorldError
+from restrain.training.waiting import WINDOW, Waiting
 from tests import worlds
 from tests.bad_input.harness import AUGMENT, RECIPE
 from tests.data.faulty import FaultyServer
@@ -234,7 +234,9 @@ def test_every_event_is_in_the_file_once_on_any_world_and_after_a_kill(tmp_path)
     assert {event[1:] for event in straight} == {
         (split, 0, j, f"s{j:03d}", reason) for split in ("train", "eval") for j in (3, 9)
     }
-    assert [event[:4] for event in straight if event[1] == "eval"] == [(s, "eval", 0, j) for s in (3, 6) for j in (3, 9)]
+    assert [event[:4] for event in straight if event[1] == "eval"] == [
+        (s, "eval", 0, j) for s in (3, 6) for j in (3, 9)
+    ]
     assert len(straight) == len(set(straight))
     assert trained(tmp_path, "two", *SIX, world=2).codes == [0, 0]
     assert events(tmp_path / "two") == straight

@@ -11,11 +11,13 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
+import restrain
+from restrain.cli.main import run
 from restrain.data import IndexedSource, augment, sets
 from restrain.data.loader import EvalLoader
 from restrain.data.wds.stages import apply, check_stages, name_of, script_names
 from restrain.errors import UserError, WorldError
-from tests.bad_input.harness import flip
+from tests.bad_input.harness import AUGMENT, RECIPE, flip
 from tests.data.making import contents, jpeg, section, train_loader, write_shards, write_tar
 
 
@@ -197,10 +199,10 @@ def piped(root, *stages, **fields):
 def test_the_order_is_that_of_a_run(root):
     """Which sample, at which row of which step and rank: read off the ledger's prefix of the loader."""
     source = opened(root)
-    run = [(batch.step, row) for batch in train_loader(source) for row in batch.micros[0].labels.tolist()]
+    trained = [(batch.step, row) for batch in train_loader(source) for row in batch.micros[0].labels.tolist()]
     steps = train_loader(source).stop
     rows = piped(root, wds.decode(), wds.to_tuple("jpg", "cls", "__key__"), stop=steps)
-    assert [label for _, label, _ in rows] == [label for _, label in run]
+    assert [label for _, label, _ in rows] == [label for _, label in trained]
     order = train_loader(source)
     expected = []
     for step in range(steps):
@@ -262,3 +264,61 @@ def test_sizes_that_do_not_fit(root, fields, said):
 def test_no_torch_is_needed():
     code = "import sys; from restrain.data import IndexedSource; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --------------------------------------------------------------------------------------------------------- whole runs
+
+STAGES = """
+import webdataset as wds
+
+clean = wds.map(lambda sample: {**sample, "cls": b"0"})
+mixed = wds.shuffle(100)
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    info = tmp_path / "site" / "my_stages-1.3.dist-info"
+    info.mkdir(parents=True)
+    (tmp_path / "site" / "my_stages_of_tests.py").write_text(STAGES)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-stages\nVersion: 1.3\n")
+    points = "[restrain.stages]\nclean = my_stages_of_tests:clean\nmixed = my_stages_of_tests:mixed\n"
+    (info / "entry_points.txt").write_text(points)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+
+
+def recipe_of(folder):
+    write_shards(folder / "set", 1, 12, classes=2)
+    (folder / "mine.yaml").write_text(RECIPE)
+    return str(folder / "mine.yaml"), ["data.name=webdataset", AUGMENT, f"data.root={folder / 'set'}", "data.eval=null"]
+
+
+def test_stages_of_a_package_are_trained_with_and_locked(package, tmp_path, capsys):
+    recipe, words = recipe_of(tmp_path)
+    argv = ["train", recipe, *words, "--run", str(tmp_path / "run")]
+    assert run([*argv, "data.stages=[my-stages/clean]"]) == 0, capsys.readouterr().err
+    lock = (tmp_path / "run" / "recipe.lock.yaml").read_text()
+    assert 'stages_package: "my-stages 1.3"' in lock
+    assert "my-stages/clean" in lock
+    assert run([*argv[:-1], str(tmp_path / "other"), "data.stages=[my-stages/mixed]"]) == 2
+    assert "my-stages/mixed (shuffle) cannot be a stage here" in capsys.readouterr().err
+
+
+def test_stages_of_a_script_are_in_the_lock_by_their_source(tmp_path):
+    recipe, words = recipe_of(tmp_path)
+
+    def fitted(*stages, more=(), **fields):
+        return restrain.fit(recipe, [*words, *more], stages=list(stages), run=tmp_path / "run", **fields)
+
+    assert fitted(wds.map(key_kept)).step == 3
+    assert fitted(wds.map(key_kept)).already
+    with pytest.raises(UserError, match="the source of the stages"):
+        fitted(wds.map(key_kept, handler=wds.warn_and_continue), more=["length=4st"], allow=["length"])
+    with pytest.raises(UserError, match=r"data\.stages"):
+        restrain.fit(recipe, [*words, "length=4st"], run=tmp_path / "run", allow=["length"])
+    with pytest.raises(UserError, match=r"would do nothing\. Stages need data\.name=webdataset"):
+        fitted(wds.map(key_kept), more=["data.stages=[]"])
+
+
+def key_kept(sample):
+    return {**sample, "seen": b"1"}

@@ -133,7 +133,9 @@ ZOO = [
     Animal("a directory amid a sample", of([("a.jpg", b"1"), info("d", kind=tarfile.DIRTYPE), ("a.cls", b"2")])),
     Animal("a symbolic link", of([("a.jpg", b"1"), LINK, ("a.cls", b"2")])),
     Animal("a hard link", of([("a.jpg", b"1"), HARD, ("a.cls", b"2")])),
-    Animal("a FIFO and a device", of([info("f.jpg", kind=tarfile.FIFOTYPE), info("n.jpg", kind=tarfile.CHRTYPE), *PAIR])),
+    Animal(
+        "a FIFO and a device", of([info("f.jpg", kind=tarfile.FIFOTYPE), info("n.jpg", kind=tarfile.CHRTYPE), *PAIR])
+    ),
     Animal("headers of 1979 (v7)", old_v7),
     Animal("owners and times of ustar", of([info("a.jpg", 3, uname="größe", uid=7, mtime=2**31), *PAIR[2:]])),
     Animal("times with fractions, PAX", of([info("a.jpg", 3, mtime=1.5), *PAIR[2:]], "PAX")),
@@ -146,22 +148,48 @@ ZOO = [
         of(PAIR, "PAX", pax_headers={"path": "x.jpg"}),
         "global PAX headers",
         "ValueError",
-        "one name for all members"
+        "one name for all members",
     ),
     Animal("no end mark", then(of(PAIR), without_end), "has no end-of-archive mark after member b.cls", 2, CUT),
     Animal("cut between two samples", then(of(PAIR), lambda d: d[:2048]), "has no end-of-archive mark", 1, CUT),
     Animal("cut between members", then(of(PAIR), lambda d: d[:3584]), "has no end-of-archive mark", 2, CUT),
-    Animal("cut inside a member", then(of(PAIR), lambda d: d[:2700]), "ends inside member b.jpg", "ReadError", "both say so"),
+    Animal(
+        "cut inside a member",
+        then(of(PAIR), lambda d: d[:2700]),
+        "ends inside member b.jpg",
+        "ReadError",
+        "both say so",
+    ),
     Animal("a header with a wrong checksum", then(of(PAIR), bad_checksum), "has no end-of-archive mark", 1, CUT),
     Animal("two archives end to end", then(of(PAIR), twice), "goes on after its end-of-archive mark", 2, CUT),
-    Animal("garbage at the end", then(of(PAIR), lambda d: d + b"x" * 700), "goes on after its end-of-archive mark", 2, CUT),
-    Animal("zero length", lambda path: path.write_bytes(b""), "is empty, not a tar archive", "ReadError", "both say so"),
-    Animal("no tar", lambda path: path.write_bytes(b"hello" * 999), "is no readable tar archive", "ReadError", "both say so"),
+    Animal(
+        "garbage at the end", then(of(PAIR), lambda d: d + b"x" * 700), "goes on after its end-of-archive mark", 2, CUT
+    ),
+    Animal(
+        "zero length", lambda path: path.write_bytes(b""), "is empty, not a tar archive", "ReadError", "both say so"
+    ),
+    Animal(
+        "no tar",
+        lambda path: path.write_bytes(b"hello" * 999),
+        "is no readable tar archive",
+        "ReadError",
+        "both say so",
+    ),
     Animal("no samples", of([("README", b"r")]), "holds no samples", 0, "an empty shard is a mistake elsewhere"),
     Animal(
-        "a member twice", of([("a.jpg", b"1"), ("a.jpg", b"2")]), "member a.jpg stands twice", "ValueError", "both say so"
+        "a member twice",
+        of([("a.jpg", b"1"), ("a.jpg", b"2")]),
+        "member a.jpg stands twice",
+        "ValueError",
+        "both say so",
     ),
-    Animal("a.jpg and a.JPG", of([("a.jpg", b"1"), ("a.JPG", b"2")]), "member a.JPG stands twice", "ValueError", "both say so"),
+    Animal(
+        "a.jpg and a.JPG",
+        of([("a.jpg", b"1"), ("a.JPG", b"2")]),
+        "member a.JPG stands twice",
+        "ValueError",
+        "both say so",
+    ),
     Animal(
         "a sample in two pieces",
         of([("a.jpg", b"1"), ("b.jpg", b"2"), ("a.cls", b"3")]),

@@ -103,7 +103,7 @@ def _places(data: Any) -> list[str]:
             )
         return [f"pipe:{command}" for command in expand(data.train.removeprefix("pipe:"))]
     if data.root is None:
-        raise UserError("data.root is not set: data.mode=stream needs the folder of the archives. Give data.root=FOLDER.")
+        raise UserError("data.root is not set: data.mode=stream needs the archives' folder. Give data.root=FOLDER.")
     if is_remote(data.root):
         raise UserError(
             f"data.root={redact(data.root)}: data.mode=stream reads local files and pipe: commands. A remote set is "
@@ -132,7 +132,8 @@ def _read(place: str) -> Iterator[dict[str, Any]]:
         except Exception as error:  # tarfile, zlib, lzma and webdataset raise what they like
             said = " ".join(str(error.args[0] if error.args else error).split()).partition(" @ <")[0][:200]
             raise _placed(
-                f"{redact(place)} cannot be read to its end: {type(error).__name__}: {said}. Restore it from its origin."
+                f"{redact(place)} cannot be read to its end: {type(error).__name__}: {said}. Restore it from its "
+                f"origin."
             ) from error
 
 
