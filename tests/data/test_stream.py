@@ -67,8 +67,7 @@ def test_a_damaged_archive_is_named(tmp_path):
     path = zipped(tmp_path, 1) / "train-000.tar.gz"
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(WorldError, match=r"train-000\.tar\.gz cannot be read to its end"):
-        for _ in range(30):
-            stream(tmp_path).read(0, 0)
+        stream(tmp_path).read(0, 0)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ class StreamSource:
             pixels, label = made(self._stages, stored, where)
         except (StageError, ValueError) as error:
             raise BadSample("stream", j, key, f"{error} [{place}]") from error
-        crc = zlib.crc32(pixels)
+        crc = zlib.crc32(pixels.tobytes() if isinstance(pixels, np.ndarray) else pixels)
         return Sample(key, pixels, check_label(label, self._classes, where), crc)
 
     def close(self) -> None:
@@ -175,6 +175,6 @@ def _placed(text: str) -> WorldError:
 
 
 def _shuffled(samples: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    import webdataset
+    from webdataset.filters import shuffle
 
-    return iter(webdataset.shuffle(BUFFER, initial=100)(samples))
+    return iter(shuffle(BUFFER, initial=100)(samples))
