@@ -1,4 +1,4 @@
-"""What installed packages bring: models, tasks and data sets, declared as entry points and named ``PACKAGE/NAME``."""
+"""What installed packages bring, declared as entry points and named ``PACKAGE/NAME``: models, tasks, data, stages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from typing import Any
 
 from restrain.errors import UserError, nearest
 
-GROUPS = {"model.name": "restrain.models", "task": "restrain.tasks", "data.set": "restrain.data"}
+GROUPS = {
+    "model.name": "restrain.models",
+    "task": "restrain.tasks",
+    "data.set": "restrain.data",
+    "data.stages": "restrain.stages",
+}
 
 
 def find(key: str, name: str) -> Any:

@@ -246,6 +246,37 @@ def no_draws() -> None:
             setattr(owner, name, refuse(f"{owner}.{name}"))
 
 
+def no_memory(step: int) -> None:
+    """A data thread gets no memory, in a step from ``step`` on (counted from 0)."""
+    from restrain.data.loader import TrainLoader
+
+    def fill(self: TrainLoader, job: Any, slot: Any, first: int, last: int) -> None:
+        if job.step >= step:
+            raise MemoryError
+        original(self, job, slot, first, last)
+
+    original = TrainLoader._fill_rows
+    TrainLoader._fill_rows = fill
+
+
+def storage_gone(step: int) -> None:
+    """From that step on (counted from 0) no shard can be read: a file system that went away."""
+    import errno
+
+    from restrain.data.loader import TrainLoader
+
+    def fill(self: TrainLoader, job: Any, slot: Any, first: int, last: int) -> None:
+        if job.step >= step:
+            os.pread = gone
+        original(self, job, slot, first, last)
+
+    def gone(*_: Any) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    original = TrainLoader._fill_rows
+    TrainLoader._fill_rows = fill
+
+
 def nan_loss(step: int) -> None:
     """The loss of one step is not a number."""
     from restrain.training.classify import Classify

@@ -79,8 +79,14 @@ class Started:
         return Ended([process.exitcode for process in self.processes], said)
 
 
-def start(argv: Sequence[str], world: int, logs: Path, faults: dict[int, Sequence[Fault]] | None = None) -> Started:
-    """Start ``restrain`` with ``argv`` on ``world`` ranks; ``faults``: rank -> what is planted in it."""
+def start(
+    argv: Sequence[str],
+    world: int,
+    logs: Path,
+    faults: dict[int, Sequence[Fault]] | None = None,
+    env: dict[str, str] | None = None,
+) -> Started:
+    """Start ``restrain`` with ``argv`` on ``world`` ranks; ``faults``: rank -> what is planted in it; env: added."""
     logs.mkdir(parents=True, exist_ok=True)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -88,10 +94,10 @@ def start(argv: Sequence[str], world: int, logs: Path, faults: dict[int, Sequenc
     started = Started([], [])
     stamp = time.monotonic_ns()
     for rank in range(world):
-        env = {} if world == 1 else _environment(rank, world, port)
+        its = (env or {}) | ({} if world == 1 else _environment(rank, world, port))
         log = logs / f"{stamp}-{rank}.log"
         planted = list((faults or {}).get(rank, ()))
-        process = CONTEXT.Process(target=_rank, args=(list(argv), env, str(log), planted))
+        process = CONTEXT.Process(target=_rank, args=(list(argv), its, str(log), planted))
         process.start()
         started.processes.append(process)
         started.logs.append(log)
@@ -121,7 +127,7 @@ def train(
     """``restrain train`` of the digits in the run folder ``run``, waited for."""
     recipe = more.get("recipe", "digits_resnet20")
     argv = ["train", recipe, *overrides, "--run", str(run), *more.get("options", [])]
-    return start(argv, world, run.parent / "logs", faults).wait(more.get("timeout", 120.0))
+    return start(argv, world, run.parent / "logs", faults, more.get("env")).wait(more.get("timeout", 120.0))
 
 
 # ------------------------------------------------------------------------------------------------- what a run leaves

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +21,42 @@ from restrain.data.indexing import (
 from restrain.data.reader import Source
 from restrain.data.remote.urls import check, is_remote, redact
 from restrain.data.sources import FolderSource, ShardSource
+from restrain.data.wds.staged import StagedSource
+from restrain.data.wds.stages import Stage, find_stages
+from restrain.data.wds.stream import StreamSource
 from restrain.errors import UserError
 
 
 def open_source(
-    data: Any, split: str, *, classes: int | None = None, reporter: Reporter | None = None
+    data: Any,
+    split: str,
+    *,
+    classes: int | None = None,
+    reporter: Reporter | None = None,
+    stages: Sequence[Stage] = (),
 ) -> Source | None:
     """The ``train`` or ``eval`` split of a recipe's ``data`` section; None where there is no evaluation set.
 
-    classes: ``model.classes``, to check labels against. A set without an index is indexed first, which ``reporter``
-    tells. Raises UserError for a root that is not such a set, WorldError for damaged or missing files.
+    classes: ``model.classes``, to check labels against. stages: those of a script, which ``data.stages`` names. A set
+    without an index is indexed first, which ``reporter`` tells. Raises UserError for a root that is not such a set,
+    WorldError for damaged or missing files.
     """
     if data.name == "digits":
         return DigitsSource(split, classes)
     if data.name == "package":
         wanted = data.train if split == "train" else data.eval
         return None if wanted is None else packages.find("data.set", data.set)(data, wanted, classes)
+    wrapped = find_stages(getattr(data, "stages", ()), stages)
+    if split == "train" and getattr(data, "mode", "") == "stream":
+        return StreamSource(data, wrapped, classes)
+    source = _open_files(data, split, classes, reporter)
+    if not wrapped or source is None:
+        return source
+    assert isinstance(source, ShardSource)
+    return StagedSource(source, wrapped, classes)
+
+
+def _open_files(data: Any, split: str, classes: int | None, reporter: Reporter | None) -> Source | None:
     if data.root is None:
         raise UserError(
             f"data.root is not set: data.name={data.name} needs the folder of the data set. Give data.root=FOLDER on "

@@ -224,12 +224,24 @@ class WebDataset(_Photographs):
     name: Literal["webdataset"]
     train: str = Field(default="train-*.tar", description="Shards below `root` for training: * ? [] and {000..146}.")
     eval: str | None = Field(default="val-*.tar", description="Shards below `root` for evaluation; null: none.")
-    mode: Literal["shards", "range"] = Field(
+    mode: Literal["shards", "range", "stream"] = Field(
         default="shards",
-        description="With a remote root: fetch whole shards into the cache, or only the samples that are read.",
+        description="With a remote root: fetch whole shards into the cache, or only the samples that are read. stream: "
+        "train on what has no index (.tar.gz, pipe:), shards drawn with replacement; the order is not exact then.",
     )
     index: str | None = Field(
         default=None, description="Folder with the index of a remote set that has none beside its shards."
+    )
+    samples_per_epoch: Positive | None = Field(
+        default=None, description="With `mode: stream`: what is to count as an epoch, since nobody knows the number."
+    )
+    allow_pipe: bool = Field(
+        default=False, description="With `mode: stream`: `train` may be pipe:COMMAND, which a shell runs."
+    )
+    stages: Annotated[tuple[Annotated[str, Field(pattern=PACKAGE_NAME)], ...], AsTuple] = Field(
+        default=(),
+        description="Webdataset stages for each sample before its image and label are taken, in this order: "
+        "PACKAGE/NAME of entry points of the group `restrain.stages`. One sample in, one out.",
     )
     cache_bytes: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(MB|GB|TB)$")] | None = Field(
         default=None, description="Bound of the cache of a remote root, such as 200GB; null: none."

@@ -60,8 +60,13 @@ def from_limbs(sums: Sequence[float]) -> int:
     return total & MASK
 
 
-def line(step: int, epoch: int, rows: int, hash: int, pixels: int | None = None) -> str:
-    """One line of ``ledger.jsonl`` (without the line end). An f-string: a fifth of the cost of ``json.dumps``."""
+def line(step: int, epoch: int, rows: int, hash: int | None, pixels: int | None = None) -> str:
+    """One line of ``ledger.jsonl`` (without the line end). An f-string: a fifth of the cost of ``json.dumps``.
+
+    hash: None where no order says which rows a step has, so that nobody could recompute it (``data.mode=stream``).
+    """
+    if hash is None:
+        return f'{{"step": {step}, "epoch": {epoch}, "rows": {rows}, "hash": null, "audit": false}}'
     if pixels is None:
         return f'{{"step": {step}, "epoch": {epoch}, "rows": {rows}, "hash": "{hash:016x}"}}'
     return f'{{"step": {step}, "epoch": {epoch}, "rows": {rows}, "hash": "{hash:016x}", "pixels": "{pixels:016x}"}}'
@@ -69,7 +74,7 @@ def line(step: int, epoch: int, rows: int, hash: int, pixels: int | None = None)
 
 @dataclass(frozen=True)
 class Problem:
-    """Something an audit found. ``kind``: missing, doubled, out-of-order, wrong or malformed."""
+    """Something an audit found. ``kind``: missing, doubled, out-of-order, wrong, malformed or unaudited."""
 
     kind: str
     step: int | None
@@ -98,6 +103,12 @@ def audit(
     last: int | None = None
     for number, entry in enumerate(lines, 1):
         step, stored = entry.get("step"), entry.get("hash")
+        if entry.get("audit") is False and isinstance(step, int):
+            problems.append(
+                Problem("unaudited", step, f"step {step} cannot be audited: its samples were drawn, not ordered")
+            )
+            seen.add(step)
+            continue
         if not isinstance(step, int) or not isinstance(stored, str):
             problems.append(Problem("malformed", None, f"line {number} has no step and hash: {dict(entry)!r}"))
             continue

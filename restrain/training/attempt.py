@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from restrain.data.batches import EvalBatch
 from restrain.data.laps import Laps
 from restrain.data.order import Plan
 from restrain.data.remote.urls import is_remote
+from restrain.data.wds.stream import LOST, StreamSource
 from restrain.insight.cost import forward_macs
 from restrain.insight.mistakes import Mistakes
 from restrain.insight.profile import Profile
@@ -81,7 +84,8 @@ class Attempt:
             lines.append(f"attempt {self.opened.attempt}: going on after step {state.step} of {total}")
         elif self.opened.attempt > 1:
             lines.append(f"attempt {self.opened.attempt}: no checkpoint yet, beginning at step 1")
-        return lines + self.opened.notices
+        lost = [LOST] if isinstance(self.data.train, StreamSource) else []
+        return lines + lost + self.opened.notices
 
     def not_bit_equal(self, reader: checkpoint.Reader) -> list[str]:
         """One notice naming what differs from where the checkpoint was made and may move the last bits."""
@@ -154,6 +158,7 @@ class Attempt:
             every=build.every(cadence, plan, total),
             seconds=cadence.seconds() if cadence.is_wall_clock else None,
             pixels=self.recipe.track.pixels,
+            audited=not isinstance(self.data.train, StreamSource),
             callbacks=self.own.callbacks,
             waiting=Waiting(self.laps, self.where.data_threads, is_remote(getattr(self.recipe.data, "root", None))),
         )
@@ -186,11 +191,12 @@ class Attempt:
         loader = build.build_eval_loader(self.recipe, self.data, self.world, self.where)
 
         def run(leave: Callable[[], bool]) -> dict[str, float]:
-            mistakes = Mistakes(self.device)
+            mistakes, bad = Mistakes(self.device), []
 
             def observe(logits: torch.Tensor, batch: EvalBatch) -> None:
                 rows = (part.to(self.device) for part in (batch.labels, batch.valid, batch.index))
                 mistakes.add(logits, *rows)
+                bad.extend(batch.bad)
 
             with state.ema.swap(task.model) if state.ema is not None else nullcontext():
                 found = evaluate(
@@ -204,6 +210,7 @@ class Attempt:
                     flip=self.recipe.evaluate.flip,
                     observe=observe,
                 )
+            self.write_left_out(state.step, bad)
             surest = mistakes.of_all_ranks(self.world.size)
             if self.world.rank == 0:
                 self.folder.write_mistakes(state.step, surest)
@@ -213,21 +220,43 @@ class Attempt:
 
     def bad_samples(self, progress: Progress) -> Callable[[int, Sequence[Any]], None]:
         """Writes down the samples that could not be used; one file a rank, since ranks may be on different nodes."""
-        rank, names = self.world.rank, self.data.train.names
-        path = self.folder.path / ("bad_samples.jsonl" if rank == 0 else f"bad_samples-{rank:04d}.jsonl")
+        names = self.data.train.names
 
         def write(step: int, replaced: Sequence[Any]) -> None:
-            with path.open("a") as file:
-                for r in replaced:
-                    entry = {"step": step, "shard": r.shard, "j": r.j, "key": r.key, "reason": r.reason}
-                    file.write(json.dumps(entry | {"used_j": r.used_j}) + "\n")
-                    where = f"sample {r.j} ({r.key}) of {names[r.shard]}"
-                    progress.notice(f"step {step}: {where} replaced by sample {r.used_j}: {r.reason}")
+            self._append_bad([_entry(step, r) | {"used_j": r.used_j} for r in replaced])
+            for r in replaced:
+                where = f"sample {r.j} ({r.key}) of {names[r.shard]}"
+                progress.notice(f"step {step}: {where} replaced by sample {r.used_j}: {r.reason}")
 
         return write
+
+    def write_left_out(self, step: int, bad: Sequence[Any]) -> None:
+        """The samples that an evaluation left out. One that is repeated after a kill is not written twice."""
+        entries = [_entry(step, one) | {"split": "eval"} for one in bad]
+        if entries and self._bad_file.exists():
+            known = {line.strip() for line in self._bad_file.read_text().splitlines()}
+            entries = [entry for entry in entries if json.dumps(entry) not in known]
+        self._append_bad(entries)
+
+    @property
+    def _bad_file(self) -> Path:
+        rank = self.world.rank
+        return self.folder.path / ("bad_samples.jsonl" if rank == 0 else f"bad_samples-{rank:04d}.jsonl")
+
+    def _append_bad(self, entries: Sequence[dict[str, Any]]) -> None:
+        """On the disk before the checkpoint that counts them."""
+        if entries:
+            with self._bad_file.open("a") as file:
+                file.writelines(json.dumps(entry) + "\n" for entry in entries)
+                file.flush()
+                os.fsync(file.fileno())
 
     def profile(self, plan: Plan, total: int) -> Profile | None:
         if self.recipe.profile is None:
             return None
         at = build.step_of(self.recipe.profile.at, plan, total)
         return Profile(at, self.recipe.profile.steps, self.folder.attempt_dir, self.world.rank)
+
+
+def _entry(step: int, event: Any) -> dict[str, Any]:
+    return {"step": step, "shard": event.shard, "j": event.j, "key": event.key, "reason": event.reason}

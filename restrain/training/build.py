@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from restrain.data.mix import Mix
 from restrain.data.order import ORDER_VERSION, Order, Plan, Segment, resolve_shuffle
 from restrain.data.progressive import Sides
 from restrain.data.reader import BadSample, Source
+from restrain.data.wds.stages import Stage
 from restrain.errors import UserError, WorldError
 from restrain.models.build import build_model, is_foreign
 from restrain.models.foreign import Build
@@ -58,11 +59,13 @@ class Data:
         return self.train_pipeline.size**2
 
 
-def open_data(recipe: Recipe, reporter: Reporter | None = None) -> Data:
-    """Open the sets of a recipe, indexing them first where they have no index; ``reporter`` tells of it."""
-    train = sets.open_source(recipe.data, "train", classes=recipe.model.classes, reporter=reporter)
+def open_data(recipe: Recipe, reporter: Reporter | None = None, stages: Sequence[Stage] = ()) -> Data:
+    """Open the sets of a recipe, indexing them first where they have no index; ``reporter`` tells of it. stages: a
+    script's own."""
+    classes = recipe.model.classes
+    train = sets.open_source(recipe.data, "train", classes=classes, reporter=reporter, stages=stages)
     assert train is not None
-    evaluation = sets.open_source(recipe.data, "eval", classes=recipe.model.classes, reporter=reporter)
+    evaluation = sets.open_source(recipe.data, "eval", classes=classes, reporter=reporter, stages=stages)
     if train.channels != recipe.model.in_chans:
         raise UserError(
             f"model.in_chans={recipe.model.in_chans}, but the images of data.name={recipe.data.name} have "

@@ -66,7 +66,7 @@ def fit(
     folder = RunFolder(path)
     lease = Lease(folder.path) if world.rank == 0 else None
     try:
-        data = _open_data(recipe, told)
+        data = _open_data(recipe, told, own)
         settled, layout = told.first_rank(lambda: _settle(recipe, folder, data, world, device, fork, own))
         recipe = opening.settle(recipe, settled)
         decoder = build.use_decoder(data, recipe)
@@ -97,16 +97,16 @@ def _choose_algorithms(deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = not deterministic
 
 
-def _open_data(recipe: Recipe, told: distributed.Told) -> build.Data:
+def _open_data(recipe: Recipe, told: distributed.Told, own: Own) -> build.Data:
     """Rank 0 goes first, since it may have to index the set; the others then find the index."""
     opened: list[build.Data] = []
 
     def first() -> None:
         with console_reporter() as reporter:
-            opened.append(build.open_data(recipe, reporter))
+            opened.append(build.open_data(recipe, reporter, own.stages))
 
     told.first_rank(first)
-    return opened[0] if opened else build.open_data(recipe)
+    return opened[0] if opened else build.open_data(recipe, stages=own.stages)
 
 
 def _settle(

@@ -33,6 +33,7 @@ def fit(
     model: Build | None = None,
     task: Callable[..., Classify] | None = None,
     callbacks: Sequence[Any] = (),
+    stages: Sequence[Any] = (),
     run: str | Path | None = None,
     allow: Sequence[str] = (),
     start: str | None = None,
@@ -52,6 +53,9 @@ def fit(
         task: ``(model, loss, mean, std) -> Classify``, such as a subclass of :class:`restrain.Classify` with another
             ``rows``, the loss of each row.
         callbacks: objects like :class:`restrain.Callback`.
+        stages: webdataset stages (``wds.map(f)``, ``wds.decode("rgb8")``) that each sample of ``data.name=webdataset``
+            goes through before its image and label are taken: one in, one out, and nothing random, since no generator
+            is seeded for them. Recipe and lock call them ``script/NAME``, and the lock keeps a SHA-256 of their source.
         run: the run folder; ``runs/RECIPE/DATE-TIME-HASH`` when not given. Several processes need it.
         allow: keys that may differ from the run's lock, recorded as interventions.
         start: ``RUN[@STEP]`` to branch off from.
@@ -65,10 +69,10 @@ def fit(
     Raises:
         UserError, WorldError: one paragraph that says what, where and what to do.
     """
-    for name, given in (("overrides", overrides), ("allow", allow), ("callbacks", callbacks)):
+    for name, given in (("overrides", overrides), ("allow", allow), ("callbacks", callbacks), ("stages", stages)):
         if not isinstance(given, (list, tuple)):
             raise UserError(f"fit({name}=...) takes a list, not {type(given).__name__}.")
-    own = Own(model, task, tuple(callbacks))
+    own = Own(model, task, tuple(callbacks), tuple(stages))
     here = from_environment()
     with _signals_taken(), _told_once(here):
         own.check()

@@ -66,6 +66,7 @@ _MEANING = {
     "lock.decoder": " (what decodes images)",
     "lock.model_code": " (the source of the network)",
     "lock.task_code": " (the source of the task)",
+    "lock.stages_code": " (the source of the stages)",
     "lock.order_version": " (the rule that orders samples)",
 }
 

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from restrain import packages
+from restrain.data.wds.stages import check_stages, name_of, script_names
 from restrain.errors import RestrainError, UserError, nearest
 from restrain.models.build import is_foreign, is_timm
 from restrain.models.foreign import SCRIPT, Build, elsewhere, generators
@@ -50,6 +51,7 @@ class Own:
     model: Build | None = None
     task: Callable[..., Classify] | None = None
     callbacks: tuple[Any, ...] = ()
+    stages: tuple[Any, ...] = ()
 
     def check(self) -> None:
         """Raises UserError for what would not do what somebody wants of it."""
@@ -58,6 +60,7 @@ class Own:
                 raise UserError(f"fit({key}=...) takes a function or a class, not {type(given).__name__}.")
         for one in self.callbacks:
             _check_callback(one)
+        check_stages(self.stages)
 
     def check_named(self, recipe: Recipe) -> None:
         """Raises UserError where the recipe's last word is another network or task than the one that is given."""
@@ -68,11 +71,18 @@ class Own:
                     f"{full} is {name} by an override, and fit({key}={_name(given)}) gives another: one of them would "
                     f"do nothing. Leave out the override, or {key}=."
                 )
+        named = script_names(self.stages)
+        if self.stages and list(getattr(recipe.data, "stages", ())) != named:
+            raise UserError(
+                f"fit(stages=...) gives {', '.join(named)}, and the recipe's last word on data.stages is another: they "
+                f"would do nothing. Stages need data.name=webdataset, and no override of data.stages."
+            )
 
     def overrides(self) -> list[str]:
         """What these make of the recipe's keys, so that recipe and lock name them."""
         found = {"model.name": self.model, "task": self.task}
-        return [f"{key}={SCRIPT}{_name(given)}" for key, given in found.items() if given is not None]
+        named = [f"{key}={SCRIPT}{_name(given)}" for key, given in found.items() if given is not None]
+        return named + ([f"data.stages=[{', '.join(script_names(self.stages))}]"] if self.stages else [])
 
     def identity(self, recipe: Recipe) -> dict[str, Any]:
         """What a run's lock says of code that is not ours: a package's version, or the SHA-256 of a script."""
@@ -88,6 +98,11 @@ class Own:
                 found[f"{key}_package"] = packages.version("model.name" if key == "model" else "task", name)
         if recipe.data.name == "package":
             found["data_package"] = packages.version("data.set", recipe.data.set)
+        names = getattr(recipe.data, "stages", ())
+        if installed := [name for name in names if not name.startswith(SCRIPT)]:
+            found["stages_package"] = ", ".join(packages.version("data.stages", name) for name in installed)
+        if self.stages:
+            found["stages_code"] = hashlib.sha256("".join(map(_stage_digest, self.stages)).encode()).hexdigest()
         return found
 
     def make_task(self, recipe: Recipe) -> Callable[..., Classify]:
@@ -202,6 +217,15 @@ def _digest(given: Any) -> str:
             f"into a file."
         ) from None
     return hashlib.sha256(text + fixed.encode()).hexdigest()
+
+
+def _stage_digest(stage: Any) -> str:
+    """Of a stage that webdataset made of a function (its ``f``, ``args`` and ``kw``): of what it was given as well."""
+    if not all(hasattr(stage, name) for name in ("f", "args", "kw")):
+        return _digest(stage)
+    given = [*stage.args, *(one for pair in sorted(stage.kw.items()) for one in pair)]
+    parts = [_digest(one) if callable(one) else _plainly(one, stage) for one in given]
+    return hashlib.sha256(" ".join([name_of(stage), *parts]).encode()).hexdigest()
 
 
 def _plainly(value: Any, given: Any) -> str:

@@ -27,7 +27,8 @@ class Recorder:
         journal, ledger_file: the two files.
         plan: for the number of samples of a step.
         every, seconds: step -> whether the journal has a line for it; or a line every so many seconds.
-        pixels: whether the ledger carries the pixel hash.
+        pixels: whether the ledger carries the pixel hash. audited: whether anybody can
+            say what its hashes are to be.
         callbacks: told of each step. waiting: says when the data are waited for.
     """
 
@@ -42,11 +43,13 @@ class Recorder:
         every: Callable[[int], bool],
         seconds: float | None = None,
         pixels: bool = False,
+        audited: bool = True,
         callbacks: Sequence[Any] = (),
         waiting: Waiting | None = None,
     ):
         self.journal, self.ledger_file, self.progress, self.mirrors = journal, ledger_file, progress, mirrors
         self.plan, self.every, self.seconds, self.pixels = plan, every, seconds, pixels
+        self.audited = audited
         self.callbacks, self.waiting = callbacks, waiting
         self.skipped = 0
         self.last = self.last_line = time.perf_counter()
@@ -59,7 +62,8 @@ class Recorder:
         """Write the step's ledger line, move the bar, and return its journal line (not yet written)."""
         seconds, self.last = r.ended - self.last, r.ended
         batch = self.plan.segment(r.step - 1).batch
-        self.ledger_file.write(ledger.line(r.step, r.epoch, batch, r.hash, r.pixels if self.pixels else None))
+        hash = r.hash if self.audited else None
+        self.ledger_file.write(ledger.line(r.step, r.epoch, batch, hash, r.pixels if self.pixels else None))
         loss, top1 = r.loss / batch, 100.0 * r.correct / batch
         rate = batch / seconds if seconds > 0 else 0.0
         wait = min(1.0, r.wait / seconds) if seconds > 0 else 0.0

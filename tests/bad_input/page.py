@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.bad_input import packing, runs, sets, shards, tokens, written
+from tests.bad_input import packing, remote, runs, sets, shards, tokens, wds, written
 from tests.bad_input.harness import Case
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
@@ -21,11 +21,13 @@ PARTS: dict[str, list[Case]] = {
     "Sizes": written.SIZES,
     "Commands": written.ARGUMENTS,
     "Data sets": sets.ROOTS,
+    "Remote sets": remote.ROOTS,
     "Images": sets.IMAGES,
     "Labels": shards.LABELS,
     "Shards": shards.SHARDS,
     "Tokens": tokens.TOKENS,
     "Packing": packing.PACKING,
+    "Stages and streams": wds.WDS,
     "A run and its recipe": runs.RECIPES,
     "Run folders": runs.FOLDERS,
     "Checkpoints": runs.CHECKPOINTS,

@@ -1,231 +1,201 @@
-"""Shards in s3: a real server's protocol, and a proxy before it that fails; exact bytes or a named error."""
+"""Shards in object stores: a real S3 protocol behind faults, and any other file system through the same code."""
 
+import hashlib
+import multiprocessing
 import os
-import socket
-import threading
-import urllib.request
-from collections import Counter
-from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+import signal
+import sys
+import time
 
+import numpy as np
 import pytest
 
 from restrain.data import sets
-from restrain.data.indexing import index_shards, match_shards
+from restrain.data.index import Entry
+from restrain.data.remote import opening
 from restrain.data.remote.cache import Cache
-from restrain.data.remote.fetching import Patience
+from restrain.data.remote.fetching import Patience, fetch
 from restrain.data.remote.objects import ObjectTransport
-from restrain.data.remote.opening import open_shards
-from restrain.data.remote.store import RangeStore, RemoteStore
+from restrain.data.remote.store import MemorySink, RangeStore, RemoteStore
 from restrain.errors import UserError, WorldError
-
-from .making import contents, section, train_loader, write_shards
-from .test_remote import SIZE, entries, noise
+from tests.data import s3
+from tests.data.making import contents, section, train_loader, write_shards
 
 QUICK = Patience(tries=8, deadline=30, stall_seconds=0.5, first_wait=0.01, longest_wait=0.02)
-SECRET = "canary-secret-key"
-
-
-class Proxy(ThreadingHTTPServer):
-    """Hands requests to an S3 server. faults[key]: what befalls the next GETs of an object, one each: a status, or
-    ``reset``, ``short``, ``stall``."""
-
-    daemon_threads = True
-
-    def __init__(self, upstream: str):
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.upstream, self.faults, self.gets = upstream, {}, Counter()
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def handle_error(self, request, client_address):
-        pass
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Proxy
-
-    def log_message(self, format, *args):
-        pass
-
-    def do_GET(self):
-        self._pass_on("GET")
-
-    def do_HEAD(self):
-        self._pass_on("HEAD")
-
-    def do_PUT(self):
-        self._pass_on("PUT")
-
-    def _pass_on(self, method):
-        server, key = self.server, self.path.partition("?")[0].rpartition("/")[2]
-        fault = None
-        if method == "GET":
-            server.gets[key] += 1
-            fault = (server.faults.get(key) or [None]).pop(0)
-        if isinstance(fault, int):
-            body = b"<Error><Code>SlowDown</Code><Message>Reduce your request rate</Message></Error>"
-            self.send_response(fault)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-            return
-        if fault == "stall":
-            threading.Event().wait(1.5)
-            return
-        length = int(self.headers.get("Content-Length") or 0)
-        body = self.rfile.read(length) if length else None
-        kept = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "content-length", "connection")}
-        request = urllib.request.Request(server.upstream + self.path, body, kept, method=method)
-        try:
-            with urllib.request.urlopen(request) as answer:
-                status, headers, data = answer.status, answer.headers, answer.read()
-        except urllib.error.HTTPError as error:
-            status, headers, data = error.code, error.headers, error.read()
-        self.send_response(status)
-        for name, value in headers.items():
-            if name.lower() not in ("transfer-encoding", "connection", "content-length", "date", "server"):
-                self.send_header(name, value)
-        length = headers.get("Content-Length", len(data)) if method == "HEAD" else len(data)
-        self.send_header("Content-Length", str(length))
-        self.end_headers()
-        if fault in ("reset", "short"):
-            self.wfile.write(data[: len(data) // 2])
-            self.wfile.flush()
-            if fault == "reset":
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            self.close_connection = True
-            self.connection.close()
-            return
-        self.wfile.write(data)
+CALM = Patience(tries=8, deadline=30, stall_seconds=20, first_wait=0.01, longest_wait=0.02)
+SIZE, CHUNK, ROOT = 300_000, 100_000, "s3://bucket/set"
+NOISE = [np.random.Generator(np.random.PCG64(i)).bytes(SIZE) for i in range(3)]
+DIGESTS = [hashlib.sha256(data).hexdigest() for data in NOISE]
+ENTRIES = [Entry(f"{i}.tar", 1, SIZE, digest, 0, 0, 0) for i, digest in enumerate(DIGESTS)]
+FAULTS = [["reset"], ["short"], [429, 503], [500, "reset", "short", 502], ["wrong length"]]
 
 
 @pytest.fixture(scope="module")
-def moto():
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+def shared_server(tmp_path_factory):
+    root = tmp_path_factory.mktemp("set")
+    for i, data in enumerate(NOISE):
+        (root / f"{i}.tar").write_bytes(data)
+    with s3.faulty_s3() as server:
+        server.put("bucket", root)
+        yield server
 
 
 @pytest.fixture
-def s3(moto, monkeypatch):
-    """A proxy, and an empty bucket ``shards`` behind it; the environment names both."""
-    urllib.request.urlopen(urllib.request.Request(f"{moto}/moto-api/reset", method="POST")).close()
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    proxy = Proxy(moto)
-    settings = {"ACCESS_KEY_ID": "AKIACANARY", "SECRET_ACCESS_KEY": SECRET, "DEFAULT_REGION": "us-east-1"}
-    for name, value in {**settings, "ENDPOINT_URL": proxy.url, "EC2_METADATA_DISABLED": "true"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    urllib.request.urlopen(urllib.request.Request(f"{moto}/shards", method="PUT")).close()
-    yield proxy
-    proxy.shutdown()
-    proxy.server_close()
+def server(shared_server, monkeypatch):
+    for key, value in s3.environment(shared_server).items():
+        monkeypatch.setenv(key, value)
+    shared_server.faults, shared_server.retry_after = {}, None
+    shared_server.gets.clear()
+    return shared_server
 
 
-def upload(proxy: Proxy, folder: Path, prefix: str = "set") -> str:
-    kind = {"Content-Type": "application/octet-stream"}  # urllib's own would make the server look for a form
-    for path in folder.iterdir():
-        url = f"{proxy.upstream}/shards/{prefix}/{path.name}"
-        urllib.request.urlopen(urllib.request.Request(url, path.read_bytes(), kind, method="PUT")).close()
-    return f"s3://shards/{prefix}"
-
-
-def made(tmp_path: Path, s3: Proxy, shards: int = 3):
-    (tmp_path / "set").mkdir()
-    found = entries(tmp_path / "set", shards)
-    return upload(s3, tmp_path / "set"), found
-
-
-FAULTS = [["reset"], ["short"], ["stall"], [503, 429], [500, "reset", "stall", "short", 502]]
+def store(tmp_path, budget=None, patience=CALM, chunk=CHUNK):
+    return RemoteStore(ROOT, ENTRIES, Cache(tmp_path / "cache", budget), ObjectTransport("s3", chunk=chunk), patience)
 
 
 @pytest.mark.parametrize("faults", FAULTS, ids=str)
-def test_exact_bytes_through_faults(s3, tmp_path, faults):
-    root, found = made(tmp_path, s3)
-    reader = RemoteStore(root, found, Cache(tmp_path / "cache"), ObjectTransport("s3", 0.5), QUICK)
-    s3.faults["1.tar"] = list(faults)
-    assert reader.read(1, 1000, 5000) == noise(1)[1000:6000]
-    assert not s3.faults["1.tar"]
-    assert reader.read(1, 0, SIZE) == noise(1)
+def test_exact_bytes_through_faults(server, tmp_path, faults):
+    reader = store(tmp_path)
+    server.faults["1.tar"] = list(faults)
+    assert reader.read(1, 0, SIZE) == NOISE[1]
+    assert not server.faults["1.tar"]
+    assert server.gets["1.tar"] == SIZE // CHUNK + len(faults)  # nobody but us tried again, and parts were kept
     reader.close()
-    ranges = RangeStore(root, found, ObjectTransport("s3", 0.5), QUICK)
-    s3.faults["2.tar"] = list(faults)
-    assert ranges.read(2, 1000, 5000) == noise(2)[1000:6000]
-    assert not s3.faults["2.tar"]
 
 
-def test_final_errors_are_told_without_secrets(s3, tmp_path, monkeypatch):
-    root, found = made(tmp_path, s3)
-    absent = entries(tmp_path / "set", 4)[3]
-    reader = RemoteStore(root, [*found[:2], absent], Cache(tmp_path / "cache"), ObjectTransport("s3", 0.5), QUICK)
-    with pytest.raises(WorldError, match=r"s3://shards/set/3\.tar cannot be read: there is no such object"):
-        reader.read(2, 0, 10)
-    s3.faults["0.tar"] = [503] * 50
-    with pytest.raises(WorldError, match=r"s3://shards/set/0\.tar cannot be read: SlowDown \(8 tries") as caught:
+@pytest.mark.parametrize("faults", FAULTS, ids=str)
+def test_ranges_alone(server, faults):
+    reader = RangeStore(ROOT, ENTRIES, ObjectTransport("s3"), CALM)
+    server.faults["2.tar"] = list(faults)
+    assert reader.read(2, 1000, 5000) == NOISE[2][1000:6000]
+    assert server.gets["2.tar"] == len(faults) + 1
+
+
+def test_a_stalled_read_is_given_up(server, tmp_path):
+    reader = store(tmp_path, patience=QUICK)
+    reader.read(0, 0, 1)  # the first request loads botocore, which takes longer than this patience
+    server.faults["1.tar"] = ["stall"]
+    assert reader.read(1, 0, SIZE) == NOISE[1]
+    reader.close()
+
+
+def test_final_errors_hold_no_secret(server, tmp_path):
+    reader = store(tmp_path)
+    server.faults = {"0.tar": [403], "1.tar": [503] * 20}
+    for shard, cause in ((0, "HTTP 403 AccessDenied"), (1, r"HTTP 503 SlowDown \(8 tries")):
+        with pytest.raises(WorldError, match=rf"s3://bucket/set/{shard}.tar cannot be read: {cause}") as caught:
+            reader.read(shard, 0, 10)
+        assert not any(word in str(caught.value) for word in ("canary", s3.KEY, "Signature"))
+        assert caught.value.__cause__ is None
+    assert (server.gets["0.tar"], server.gets["1.tar"]) == (1, 8)
+    with pytest.raises(WorldError, match=r"s3://bucket/set/no.tar cannot be read: .*(404|no such object)"):
+        fetch(ObjectTransport("s3"), f"{ROOT}/no.tar", MemorySink(), CALM)
+
+
+def test_retry_after_is_kept_but_not_beyond_the_deadline(server, tmp_path):
+    reader = store(tmp_path)
+    server.faults["0.tar"], server.retry_after = [429], "600"
+    with pytest.raises(WorldError, match=r"HTTP 429 TooManyRequests \(1 tries"):
         reader.read(0, 0, 10)
-    assert SECRET not in str(caught.value)
-    assert "AKIA" not in str(caught.value)
-    reader.entries = [replace(found[0], url="1.tar")]  # another object stands under the name
-    with pytest.raises(WorldError, match=r"1\.tar is not what its index says"):
-        reader.read(0, 0, 10)
-    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(f"AWS_{name}")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    nobody = RemoteStore(root, found, Cache(tmp_path / "cache2"), ObjectTransport("s3", 0.5), QUICK)
-    with pytest.raises(WorldError, match="there are no credentials for it"):
-        nobody.read(0, 0, 10)
 
 
-@pytest.mark.parametrize("mode", ["shards", "range"])
-def test_batches_of_three_epochs_are_those_from_disk(s3, tmp_path, mode):
-    root = write_shards(tmp_path / "set", 4, 8)
-    index_shards(root, match_shards(root, "*.tar"))
-    url = upload(s3, root)
-    fields = {"cache": str(tmp_path / "cache"), "mode": mode, "cache_bytes": None}
-    s3.faults = {f"train-00{i}.tar": ["reset", 503, "short"] for i in range(4)}
-    remote = sets.open_source(_section(url, **fields), "train")
-    local = sets.open_source(section("webdataset", root), "train")
+def _read(cache, results):
+    reader = RemoteStore(ROOT, ENTRIES, Cache(cache), ObjectTransport("s3", chunk=CHUNK), CALM)
+    results.put([hashlib.sha256(reader.read(i, 0, SIZE)).hexdigest() for i in range(3)])
+
+
+def test_two_processes_download_once(server, tmp_path):
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    processes = [context.Process(target=_read, args=(tmp_path / "cache", results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    assert [results.get(timeout=60) for _ in processes] == [DIGESTS] * 2
+    for process in processes:
+        process.join()
+    assert dict(server.gets) == {f"{i}.tar": SIZE // CHUNK for i in range(3)}
+
+
+def test_a_process_killed_while_it_downloads(server, tmp_path):
+    server.faults["0.tar"] = [None, "stall"]
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=_read, args=(tmp_path / "cache", context.Queue()))
+    process.start()
+    while not (parts := list((tmp_path / "cache").glob("*.part"))) or not parts[0].stat().st_size:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert not list((tmp_path / "cache").glob("*.tar"))
+    reader = store(tmp_path)
+    assert reader.read(0, 0, SIZE) == NOISE[0]
+    assert not list((tmp_path / "cache").glob("*.part"))
+    reader.close()
+
+
+def test_eviction_and_a_full_cache(server, tmp_path):
+    first, second = store(tmp_path, 2 * SIZE), store(tmp_path, 2 * SIZE)
+    for shard in (0, 1, 2):
+        assert first.read(shard, 0, SIZE) == NOISE[shard]
+    with pytest.raises(WorldError, match=r"is full: data.cache_bytes=600000"):
+        second.read(0, 0, 1)
+    assert first.read(2, 0, SIZE) == NOISE[2]
+    first.close()
+    assert second.read(0, 0, SIZE) == NOISE[0]
+    second.close()
+
+
+def test_batches_of_three_epochs_are_those_from_disk(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(opening, "Patience", lambda: CALM)
+    root = write_shards(tmp_path / "set", 3, 8)
+    local = sets.open_source(section("webdataset", root), "train", classes=5)
+    server.put("photographs", root)
+    for name in (*local.names, "restrain-index.json", "restrain-index.bin"):
+        server.faults[name] = ["reset", "short", 503]
+    data = section("webdataset", "s3://photographs/set", cache=str(tmp_path / "cache"), mode="shards", cache_bytes=None)
+    remote = sets.open_source(data, "train", classes=5)
     assert remote.fingerprint == local.fingerprint
-    assert contents(train_loader(remote, stop=12)) == contents(train_loader(local, stop=12))
+    expected, found = (contents(train_loader(source, stop=9)) for source in (local, remote))
+    assert found == expected
+    assert not any(server.faults.values())
     remote.close()
 
 
-def _section(url: str, **fields):
-    found = section("webdataset", **fields)
-    found.root = url
-    return found
-
-
-def test_a_set_without_index(s3, tmp_path):
-    made(tmp_path, s3)
-    with pytest.raises(UserError, match="s3://shards/set has no index"):
-        open_shards(_section("s3://shards/set", cache=str(tmp_path / "cache")), ["*.tar"], QUICK)
-
-
-def test_any_other_store_of_fsspec(tmp_path):
-    """gs goes the same way; its own package needs Google's service, so the way is tried with a store in memory."""
+def test_any_file_system_of_fsspec_reads_alike():
+    """gs has no server here: its transport is this code over another file system."""
     import fsspec
 
-    system = fsspec.filesystem("memory")
-    (tmp_path / "set").mkdir()
-    found = entries(tmp_path / "set")
-    for entry in found:
-        system.pipe_file(f"bucket/set/{entry.url}", (tmp_path / "set" / entry.url).read_bytes())
-    transport = ObjectTransport("gs", 0.5, system)
-    reader = RemoteStore("gs://bucket/set", found, Cache(tmp_path / "cache"), transport, QUICK)
-    assert reader.read(2, 7, 100) == noise(2)[7:107]
-    ranges = RangeStore("gs://bucket/set", found, transport, QUICK)
-    assert ranges.read(1, SIZE - 10, 10) == noise(1)[-10:]
-    system.rm("bucket/set/0.tar")
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/objects/a.tar", NOISE[0])
+    transport = ObjectTransport("gs", make=lambda: fs, chunk=CHUNK)
+    sink = MemorySink()
+    fetch(transport, "memory://objects/a.tar", sink, CALM, size=SIZE)
+    assert bytes(sink.data) == NOISE[0]
     with pytest.raises(WorldError, match="there is no such object"):
-        reader.read(0, 0, 10)
-    reader.close()
+        fetch(transport, "memory://objects/b.tar", MemorySink(), CALM)
+
+
+def test_a_changed_object_is_not_mixed():
+    class Store:
+        version, reads = 0, 0
+
+        def invalidate_cache(self):
+            pass
+
+        def info(self, url):
+            return {"size": SIZE, "ETag": str(self.version), "type": "file"}
+
+        def cat_file(self, url, start, end):
+            self.reads += 1
+            if self.reads == 2:
+                self.version = 1
+            return NOISE[self.version][start:end]
+
+    sink = MemorySink()
+    fetch(ObjectTransport("gs", make=Store, chunk=CHUNK), "gs://b/a.tar", sink, CALM)
+    assert bytes(sink.data) == NOISE[1]
+
+
+def test_a_missing_library_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UserError, match=r"pip install 'restrain\[gcs\]'"):
+        fetch(ObjectTransport("gs"), "gs://b/a.tar", MemorySink(), CALM)

@@ -38,7 +38,7 @@ class HttpTransport:
         except self._errors as error:
             raise Transient(_cause(error)) from None
         if response.status not in (200, 206):
-            after = _retry_after(response.headers.get("Retry-After"))
+            after = retry_after(response.headers.get("Retry-After"))
             response.drain_conn()
             response.release_conn()
             if response.status >= 500 or response.status in (408, 416, 425, 429):
@@ -76,7 +76,7 @@ def _extent(status: int, headers: Any) -> tuple[int, int | None]:
     return 0, int(length) if length.isdigit() else None
 
 
-def _retry_after(value: str | None) -> float:
+def retry_after(value: str | None) -> float:
     """Seconds to wait: a number, or a date."""
     if value is None:
         return 0.0

@@ -13,10 +13,10 @@ from restrain.data import index, tars
 from restrain.data.index import Entry, Index
 from restrain.data.indexing import Reporter, expand
 from restrain.data.remote import urls
-from restrain.data.remote.fetching import Patience, Transport, fetch
+from restrain.data.remote.fetching import Final, Patience, Transient, Transport, fetch
 from restrain.data.remote.objects import ObjectTransport
 from restrain.data.remote.opening import transport_of
-from restrain.errors import UserError
+from restrain.errors import UserError, WorldError
 
 TAGS = "restrain-tags.json"  # beside the index: what the store said of each shard, so that it is not read again
 
@@ -47,7 +47,7 @@ def index_remote(
         if name in known and tags.get(name) is not None and tags[name] == _tag(transport, url, patience):
             return name, known[name], tags[name]
         with tempfile.NamedTemporaryFile(prefix="restrain-", suffix=".tar", dir=target) as file:
-            tag = fetch(transport, url, _File(file), patience)
+            tag = fetch(transport, url, FileSink(file), patience)
             file.flush()
             found = tars.scan(file.name, urls.redact(url))
         entry = Entry(name, len(found.crcs), found.size, found.sha256, 0, 0, 0)
@@ -72,17 +72,23 @@ def upload(root: str, target: Path) -> None:
         raise UserError(f"{urls.redact(root)} cannot be written to from here: put the index there by hand.")
     for path in (target / index.TABLE, *target.glob("restrain-index.json*")):
         if path.is_file():
-            transport.put(urls.join(root, path.name), path.read_bytes())
+            try:
+                transport.put(urls.join(root, path.name), path.read_bytes())
+            except (Final, Transient) as error:
+                raise WorldError(f"{urls.redact(root)}: {path.name} cannot be written there: {error}.") from None
 
 
 def list_remote(root: str, pattern: str, transport: Transport) -> list[str]:
     """Names below a URL, in byte order. Raises UserError where there are none, or a web server would have to know."""
     if isinstance(transport, ObjectTransport):
-        names = [name for one in expand(pattern) for name in transport.listed(root, one)]
+        try:
+            names = [name for one in expand(pattern) for name in transport.listed(root, one)]
+        except (Final, Transient) as error:
+            raise WorldError(f"{urls.redact(root)} cannot be listed: {error}. Check it, and the right to.") from None
         names = [name for name in names if any(fnmatch.fnmatch(name, one) for one in expand(pattern))]
     elif any(mark in pattern for mark in "*?["):
         raise UserError(
-            f"--pattern {pattern!r}: a web server does not list what it has. Name the shards by their numbers, such as "
+            f"The pattern {pattern!r}: a web server does not list what it has. Name the shards by numbers, such as "
             f"train-{{000000..000146}}.tar."
         )
     else:
@@ -111,7 +117,9 @@ def _known(target: Path) -> tuple[dict[str, tuple[Entry, bytes]], dict[str, str 
     return {entry.url: (entry, found.part(i).tobytes()) for i, entry in enumerate(found.entries)}, dict(tags)
 
 
-class _File:
+class FileSink:
+    """What a fetch writes, in a file that is open."""
+
     def __init__(self, file):
         self._file = file
 

@@ -1,12 +1,13 @@
-"""s3 and gs, by fsspec: in parts, each under our own clock, with our own tries.
+"""Object stores (s3, gs, and what else fsspec opens without a shell), each call bounded in time by us.
 
-Credentials and the endpoint come from where the store's own tools look for them (environment, files of the user), never
-from a recipe. Tries of the libraries below are switched off, since theirs know no deadline.
+Trying again is `fetching.fetch`'s alone: what s3fs and botocore would do of it is switched off, as their waits are
+unknown to our deadline. Credentials come from where those libraries look (environment, usual files, the machine's
+role), and no text of theirs reaches a message: signed URLs and keys stand in it.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -14,111 +15,151 @@ from typing import Any, TypeVar
 from restrain.data.remote.fetching import Answer, Final, Transient
 from restrain.errors import UserError
 
-PART = 8 << 20  # bytes that are asked for at a time
+CHUNK = 8 << 20  # bytes of one request
 EXTRAS = {"s3": "s3", "gs": "gcs"}
-ABSENT = {"NoSuchKey", "NoSuchBucket", "404"}
-FORBIDDEN = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
+FORBIDDEN = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
+THROTTLED = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"}
 T = TypeVar("T")
 
 
 class ObjectTransport:
-    """One fsspec file system for all objects of a scheme."""
+    """The objects of one protocol. make: opens the file system, at the first use, in the process that uses it."""
 
-    def __init__(self, scheme: str, timeout: float = 30.0, system: Any = None):
-        """timeout: seconds for connecting and for each part. system: an fsspec file system, if not the scheme's own."""
-        self.scheme, self._system = scheme, system or _open(scheme, timeout)
-        # Calls run in threads of their own, so that one that hangs is left behind when its time is over.
+    def __init__(self, protocol: str, make: Callable[[], Any] | None = None, chunk: int = CHUNK):
+        self._make = make or (lambda: _file_system(protocol))
+        self._chunk = chunk
+        self._fs: Any = None
         self._lock = threading.Lock()
 
     def get(self, url: str, first: int, last: int | None, tag: str | None, timeout: float) -> Answer:
-        path = url.partition("://")[2]
-        if last is not None and last <= first:
-            return Answer(first, None, None, iter(()))
-        total, found = None, None
-        if last is None:
-            info = self._timed(lambda: self._system.info(path, refresh=True), timeout, url)
-            total, found = int(info["size"]), str(info.get("ETag") or info.get("etag") or "") or None
-            if tag is not None and found != tag:
-                first = 0  # another object by now: from its beginning
-        end = total if last is None else last
-        assert end is not None
-        return Answer(first, total, found, self._parts(url, path, first, end, timeout))
+        """A range that is one request is asked for at once; else the object's size and tag are asked for before.
 
-    def listed(self, url: str, pattern: str) -> list[str]:
-        """Names below ``url`` that match a pattern."""
-        root = url.partition("://")[2].rstrip("/")
-        found = self._timed(lambda: self._system.glob(f"{root}/{pattern}"), 60.0, url)
-        return [str(path).removeprefix(f"{root}/") for path in found]
+        A tag is read again after a transfer of several requests, which an object that is replaced would mix.
+        """
+        fs = self._opened()
+        if tag is None and last is not None and last - first <= self._chunk:
+            return Answer(first, None, None, iter([self._bytes(fs, url, first, last, timeout)]))
+        total, now = self._facts(fs, url, timeout)
+        begin = first if tag is None or tag == now else 0
+        return Answer(begin, total, now, self._chunks(fs, url, begin, min(total, last or total), now, timeout))
 
-    def put(self, url: str, data: bytes) -> None:
-        path = url.partition("://")[2]
-        self._timed(lambda: self._system.pipe_file(path, data), 120.0, url)
+    def listed(self, url: str, pattern: str, timeout: float = 60.0) -> list[str]:
+        """Names below ``url`` that match a pattern. Raises Transient or Final."""
+        fs, root = self._opened(), url.partition("://")[2].rstrip("/")
+        found = _bounded(lambda: fs.glob(f"{root}/{pattern}"), timeout)
+        return [str(path).lstrip("/").removeprefix(f"{root}/") for path in found]
+
+    def put(self, url: str, data: bytes, timeout: float = 120.0) -> None:
+        """Write an object. Raises Transient or Final."""
+        fs = self._opened()
+        _bounded(lambda: fs.pipe_file(url, data), timeout)
 
     def close(self) -> None:
-        pass
+        self._fs = None
 
-    def _parts(self, url: str, path: str, first: int, last: int, timeout: float) -> Iterator[bytes]:
-        for begin in range(first, last, PART):
-            end = min(begin + PART, last)
-            data = self._timed(lambda: self._system.cat_file(path, start=begin, end=end), timeout, url)  # noqa: B023
+    def _opened(self) -> Any:
+        with self._lock:
+            if self._fs is None:
+                self._fs = self._make()
+            return self._fs
+
+    def _facts(self, fs: Any, url: str, timeout: float) -> tuple[int, str | None]:
+        def ask() -> dict[str, Any]:
+            fs.invalidate_cache()
+            return fs.info(url)
+
+        found = _bounded(ask, timeout)
+        if found.get("type") == "directory" or found.get("size") is None:
+            raise Final("it is no object")
+        tag = found.get("ETag") or found.get("etag") or found.get("generation") or found.get("md5Hash")
+        return int(found["size"]), None if tag is None else str(tag)
+
+    def _bytes(self, fs: Any, url: str, first: int, last: int, timeout: float) -> bytes:
+        data = _bounded(lambda: fs.cat_file(url, start=first, end=last), timeout)
+        if len(data) != last - first:
+            raise Transient(f"the answer has {len(data)} of {last - first} bytes")
+        return data
+
+    def _chunks(self, fs: Any, url: str, first: int, last: int, tag: str | None, timeout: float) -> Iterator[bytes]:
+        for at in range(first, last, self._chunk):
+            data = self._bytes(fs, url, at, min(last, at + self._chunk), timeout)
+            if at + self._chunk >= last and tag is not None and self._facts(fs, url, timeout)[1] != tag:
+                raise Transient("the object changed while it was read")
             yield data
-            if len(data) < end - begin:
-                return  # shorter than it was said to be: the caller counts
-
-    def _timed(self, call: Callable[[], T], timeout: float, url: str) -> T:
-        done: concurrent.futures.Future[T] = concurrent.futures.Future()
-
-        def work() -> None:
-            try:
-                done.set_result(call())
-            except BaseException as error:
-                done.set_exception(error)
-
-        threading.Thread(target=work, daemon=True, name="restrain-object").start()
-        try:
-            return done.result(timeout)
-        except concurrent.futures.TimeoutError:
-            raise Transient("stalled: no answer in time") from None
-        except Exception as error:
-            raise _meaning(error) from None
 
 
-def _meaning(error: Exception) -> Exception:
-    """Whether another try is worth it. Only kinds and codes are told: messages may hold URLs with signatures."""
-    code = _code(error)
-    if isinstance(error, FileNotFoundError) or code in ABSENT:
-        return Final("there is no such object")
-    if isinstance(error, PermissionError) or code in FORBIDDEN:
-        return Final(f"access is denied{f' ({code})' if code else ''}")
-    if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
-        return Final("there are no credentials for it, neither in the environment nor in the user's files")
-    return Transient(code or type(error).__name__)
-
-
-def _code(error: BaseException | None) -> str:
-    """The store's own code of an error, found in what it was caused by."""
-    while error is not None:
-        response = getattr(error, "response", None)
-        if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code", ""))
-        error = error.__cause__ or error.__context__
-    return ""
-
-
-def _open(scheme: str, timeout: float) -> Any:
-    import fsspec
-
-    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-    if scheme == "s3":
-        config = {"connect_timeout": timeout, "read_timeout": timeout, "retries": {"max_attempts": 0}}
-        options |= {"config_kwargs": config}
+def _file_system(protocol: str) -> Any:
     try:
-        system = fsspec.filesystem(scheme, **options)
-    except ImportError as error:
+        import fsspec
+
+        options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
+        if protocol == "s3":
+            retries = {"total_max_attempts": 1, "mode": "standard"}
+            options["config_kwargs"] = {"retries": retries, "connect_timeout": 20, "read_timeout": 30}
+        fs = fsspec.filesystem(protocol, **options)
+    except (ImportError, ValueError) as error:
+        extra = EXTRAS.get(protocol, protocol)
         raise UserError(
-            f"Reading shards from {scheme}:// needs {'s3fs' if scheme == 's3' else 'gcsfs'}. Install it: "
-            f"pip install 'restrain[{EXTRAS[scheme]}]'"
+            f"Reading shards over {protocol}:// needs a library. Install it: pip install 'restrain[{extra}]'"
         ) from error
-    if hasattr(system, "retries"):
-        system.retries = 1
-    return system
+    if protocol == "s3":
+        fs.retries = 1
+    return fs
+
+
+def _bounded(call: Callable[[], T], timeout: float) -> T:
+    """The call's result. Raises Transient after ``timeout`` seconds: its thread is left behind, and ends no process
+    late, as it is a daemon."""
+    answers: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            answers.put((True, call()))
+        except BaseException as error:
+            answers.put((False, error))
+
+    threading.Thread(target=work, daemon=True, name="restrain-object").start()
+    try:
+        good, answer = answers.get(timeout=max(0.001, timeout))
+    except queue.Empty:
+        raise Transient("stalled: no answer in time") from None
+    if not good:
+        raise _told(answer) from None
+    return answer
+
+
+def _told(error: BaseException) -> Exception:
+    """Transient or Final, in words of ours."""
+    chain = [error]
+    while (below := chain[-1].__cause__ or chain[-1].__context__) is not None and below not in chain:
+        chain.append(below)
+    for one in chain:
+        if isinstance(response := getattr(one, "response", None), dict):
+            return _from_response(response)
+    if isinstance(error, PermissionError) or type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
+        return Final("access denied (credentials come from the environment or the store's usual files)")
+    if isinstance(error, (FileNotFoundError, IsADirectoryError)):
+        return Final("there is no such object")
+    status = getattr(error, "status", None) or getattr(error, "code", None)
+    if isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429):
+        return Final(f"HTTP {status}")
+    if isinstance(error, (ValueError, TypeError, NotImplementedError)) and not isinstance(error, OSError):
+        return Final(f"the store's library gave up ({type(error).__name__})")
+    return Transient(f"the transfer broke ({type(error).__name__})")
+
+
+def _from_response(response: dict[str, Any]) -> Exception:
+    """What an S3 server said: its status and error code; a Retry-After is kept."""
+    from restrain.data.remote.http import retry_after
+
+    code = str(response.get("Error", {}).get("Code", ""))
+    meta = response.get("ResponseMetadata", {})
+    status = int(meta.get("HTTPStatusCode") or (code if code.isdigit() else 0))
+    if code in FORBIDDEN:
+        status = status or 403
+    said = f"HTTP {status}" if status else "the server's answer is no error of S3"
+    if code in FORBIDDEN | THROTTLED | {"NoSuchKey", "NoSuchBucket"}:
+        said += f" {code}"
+    if code in THROTTLED or not status or status >= 500 or status in (408, 416, 425, 429):
+        return Transient(said, retry_after(meta.get("HTTPHeaders", {}).get("retry-after")))
+    return Final(said)

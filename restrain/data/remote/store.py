@@ -105,30 +105,29 @@ class RemoteStore:
             file = self._open.setdefault(shard, _Shard())
             self._open.move_to_end(shard)
             file.users += 1
-            self._close_idle(self.keep)
+            self._close_idle(len(self._open) - self.keep)
         return file
 
     def _unuse(self, file: _Shard) -> None:
         with self._lock:
             file.users -= 1
 
-    def _close_idle(self, keep: int, expected: bool = False) -> None:
-        """Close shards that no thread reads, the longest unused first, down to ``keep``. Under the lock. expected: also
-        those that are expected."""
+    def _close_idle(self, most: int, expected: bool = False) -> int:
+        """Close up to ``most`` shards that no thread reads, the longest unused first. Under the lock; gives how many.
+        expected: also those that are expected."""
         kept = set() if expected else self._ahead.kept()
-        idle = [shard for shard, file in self._open.items() if file.users == 0 and shard not in kept]
-        for shard in idle[: max(0, len(self._open) - len(kept) - keep)]:
+        idle = [shard for shard, file in self._open.items() if file.users == 0 and shard not in kept][: max(0, most)]
+        for shard in idle:
             self._open.pop(shard).close()
+        return len(idle)
 
     def _acquire(self, shard: int) -> int:
         entry, budget = self.entries[shard], self.cache.budget
         if budget is not None:
             with self._lock:  # what this process holds open without need must not fill the cache
-                while self._held() + entry.size > budget and any(f.users == 0 for f in self._open.values()):
-                    before = len(self._open)
-                    self._close_idle(0)
-                    if len(self._open) == before:
-                        self._close_idle(len(self._open) - 1, expected=True)
+                while self._held() + entry.size > budget:
+                    if not self._close_idle(1) and not self._close_idle(1, expected=True):
+                        break
         url = urls.join(self.root, entry.url)
         return self.cache.acquire(
             self._name(shard),

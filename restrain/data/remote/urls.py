@@ -7,17 +7,21 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from restrain.errors import UserError
 
 SCHEMES = ("http", "https", "s3", "gs")
-PROGRAMS = ("pipe", "ssh", "sftp", "scp", "rsync", "hdfs")  # which other readers run a program for
 
 
 def is_remote(root: str | None) -> bool:
-    return root is not None and "://" in root
+    """Whether a root is a URL, a chain of them (``a::b``) or a command (``pipe:``), not a folder."""
+    return root is not None and ("://" in root or "::" in root or root.startswith("pipe:"))
 
 
 def redact(url: str) -> str:
     """The URL without user, password, query and fragment: signatures and keys stand there."""
     if not is_remote(url):
         return url
+    if url.startswith("pipe:"):
+        return "pipe:..."  # a command may hold anything
+    if "::" in url.partition("://")[0]:
+        return f"{url.partition('::')[0]}::..."
     try:
         parts = urlsplit(url)
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
@@ -34,14 +38,19 @@ def join(root: str, name: str) -> str:
 
 def check(root: str) -> str:
     """The root. Raises UserError for one that cannot be read, would run a program, or holds a secret."""
-    scheme = root.partition("://")[0].lower()
-    if scheme == "file":
-        raise UserError(f"data.root={redact(root)}: give the folder itself, {urlsplit(root).path or '/...'}.")
-    if scheme in PROGRAMS:
+    scheme = root.partition(":")[0].lower()
+    if scheme == "pipe":
         raise UserError(
-            f"data.root={redact(root)}: reading {scheme}:// would run a program, which a recipe never does. Fetch the "
-            f"shards into a folder, or serve them over http."
+            f"data.root={redact(root)}: commands are never run to read data. Name a folder, or a root that is read "
+            f"from {', '.join(f'{name}://' for name in SCHEMES)}."
         )
+    if "::" in root.partition("://")[0]:
+        raise UserError(
+            f"data.root={redact(root)}: chained file systems are not read. Restrain caches remote shards itself "
+            f"(data.cache); unpack archives, and name the place of the shards alone."
+        )
+    if scheme == "file":
+        raise UserError(f"data.root={redact(root)}: name a folder by its path, without file://.")
     if scheme not in SCHEMES:
         raise UserError(
             f"data.root={redact(root)}: {scheme}:// cannot be read. Shards are read from a folder or from "
