@@ -46,11 +46,15 @@ class Buffer:
     Made once, for the largest images; those of a smaller side take its first elements.
     """
 
-    def __init__(self, count: int, pipeline: Rows, pin: bool):
+    def __init__(self, count: int, pipeline: Rows, pin: bool, shared: bool = False):
+        """pin: page-locked. shared: in memory that processes forked from here on see as well."""
         self._count = count
         dtype, label_dtype = getattr(pipeline, "dtype", torch.uint8), getattr(pipeline, "label_dtype", torch.int64)
         self._elements = torch.empty(count * math.prod(pipeline.shape), dtype=dtype, pin_memory=pin)
         self.labels = torch.empty((count, *getattr(pipeline, "label_shape", ())), dtype=label_dtype, pin_memory=pin)
+        if shared:
+            self._elements.share_memory_()
+            self.labels.share_memory_()
         self.label_rows = self.labels.numpy()
 
     def rows(self, pipeline: Rows) -> np.ndarray:
@@ -137,8 +141,8 @@ def chunk_rows(rows: int, threads: int) -> int:
     return max(1, min(16, rows // (4 * threads)))
 
 
-def make_slots(rows: int, pipeline: Rows, pin: bool, jobs: int) -> list[Buffer]:
+def make_slots(rows: int, pipeline: Rows, pin: bool, jobs: int, shared: bool = False) -> list[Buffer]:
     """Buffers for the batches in use and as many read ahead as a bound on memory allows."""
     row = math.prod(pipeline.shape) * getattr(pipeline, "dtype", torch.uint8).itemsize
     ahead = min(16, max(2, READ_AHEAD_BYTES // (rows * row)), max(1, jobs))
-    return [Buffer(rows, pipeline, pin) for _ in range(Ring.HELD + ahead)]
+    return [Buffer(rows, pipeline, pin, shared) for _ in range(Ring.HELD + ahead)]

@@ -30,6 +30,14 @@ class Laps:
             self._sums.cpu[stage] += cpu
             self._sums.rows += done
 
+    def merge(self, other: Sums) -> None:
+        """Add what another process timed."""
+        with self._lock:
+            for stage in STAGES:
+                self._sums.wall[stage] += other.wall[stage]
+                self._sums.cpu[stage] += other.cpu[stage]
+            self._sums.rows += other.rows
+
     def sums(self) -> Sums:
         """A copy of the sums so far."""
         with self._lock:

@@ -21,6 +21,7 @@ from restrain.data.laps import Laps
 from restrain.data.order import Order, Plan, check_micro, check_world
 from restrain.data.reader import ArraySource, BadSample, Sample, Source
 from restrain.data.ring import Ring
+from restrain.data.workers import Workers
 from restrain.draws import Purpose
 from restrain.errors import WorldError
 
@@ -61,9 +62,11 @@ class TrainLoader:
         pin: bool = False,
         sides: Callable[[int], int] | None = None,
         laps: Laps | None = None,
+        processes: int = 0,
     ):
         """micro: samples of a micro-batch. pixels: also give the CRC of each row. pin: page-locked buffers (CUDA).
-        sides: epoch -> side of its images, at most the pipeline's; None: the pipeline's. laps: times the stages."""
+        sides: epoch -> side of its images, at most the pipeline's; None: the pipeline's. laps: times the stages.
+        processes: that many fill the batches in place of the threads."""
         if (plan.samples, plan.repeats) != (order.samples, order.repeats):
             raise ValueError(
                 f"a plan of {plan.samples} samples in {plan.repeats} copies for an order of {order.samples} in "
@@ -76,7 +79,7 @@ class TrainLoader:
         self.seed, self.rank, self.world, self.micro = seed, rank, world, micro
         self.start, self.stop, self.threads = start, stop, max(1, threads)
         self.max_bad, self.pixels, self.mix, self.pin, self.sides = max_bad, pixels, mix, pin, sides
-        self.laps = laps or Laps()
+        self.laps, self.processes = laps or Laps(), processes
         if start < stop and (check_room := getattr(source, "check_room", None)) is not None:
             epoch, positions = plan.rows(start, 1, rank, world)
             check_room(order.ahead(epoch, positions))
@@ -89,10 +92,15 @@ class TrainLoader:
     def __iter__(self) -> Iterator[StepBatch]:
         self.close()
         rows = max(segment.batch for segment in self.plan.segments) // self.world
-        slots = make_slots(rows, self.pipeline, self.pin, len(self))
-        fill = self._fill_batch if batched(self.source, self.pipeline) else self._fill_rows
-        chunk = rows if fill == self._fill_batch else chunk_rows(rows, self.threads)
-        ring = self._ring = Ring(self._jobs(), slots, fill, self.threads, chunk)
+        whole = batched(self.source, self.pipeline)
+        workers, threads = None, self.threads
+        slots = make_slots(rows, self.pipeline, self.pin, len(self), shared=bool(self.processes))
+        fill = self._fill_batch if whole else self._fill_rows
+        if self.processes and not whole:
+            workers, threads = Workers(self.processes, fill, slots, self._sized, self.laps), self.processes
+            fill = workers.fill
+        chunk = rows if whole else chunk_rows(rows, threads)
+        ring = self._ring = Ring(self._jobs(), slots, fill, threads, chunk)
         seen = bad = 0
         try:
             while True:
@@ -107,6 +115,8 @@ class TrainLoader:
                 yield batch
         finally:
             ring.close()
+            if workers is not None:
+                workers.close()
 
     def close(self) -> None:
         """Join the threads of the iteration under way, if any."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from restrain.data import tars
@@ -44,7 +44,9 @@ class ShardSource(_Indexed):
         """classes: of the model, labels are checked against it. store: where the bytes are, if not below ``root``."""
         super().__init__(index, root, classes)
         self._store = store or LocalStore(self.root, self.names, index.entries.numbers["size"])
-        self._expect = getattr(self._store, "expect", None)
+        # Of shards behind a network: what is read soon (the first of them first), and whether it fits into the cache.
+        self.expect: Callable[[Sequence[int]], None] | None = getattr(self._store, "expect", None)
+        self.check_room: Callable[[Sequence[int]], None] | None = getattr(self._store, "check_room", None)
 
     def sample(self, shard: int, j: int) -> dict[str, str | bytes]:
         """The sample as webdataset gives it: ``__key__``, ``__url__``, extension -> bytes. Raises BadSample."""
@@ -62,16 +64,6 @@ class ShardSource(_Indexed):
         except ValueError as error:
             raise BadSample(self.names[shard], j, key, str(error)) from error
         return Sample(key, image, check_label(label, self._classes, f"sample {key} of {self.names[shard]}"), crc)
-
-    def expect(self, shards: Sequence[int]) -> None:
-        """These shards are read soon, the first of them first, and others no more for now."""
-        if self._expect is not None:
-            self._expect(shards)
-
-    def check_room(self, shards: Sequence[int]) -> None:
-        """Raises UserError where shards that are read side by side do not fit where they are kept meanwhile."""
-        if (check := getattr(self._store, "check_room", None)) is not None:
-            check(shards)
 
     def close(self) -> None:
         self._store.close()

@@ -4,9 +4,11 @@ _SECTIONS = ("parallel", "track", "profile", "expect")
 _KEYS = (
     "batch.micro",
     "data.threads",
+    "data.processes",
     "data.root",
     "data.cache",
     "data.cache_bytes",
+    "data.index",
     "data.mode",
     "checkpoint.every",
     "checkpoint.keep",

@@ -174,6 +174,11 @@ class _Data(Section):
     threads: Auto | Threads = Field(
         default="auto", description="Threads that read and decode, a process. Changes no result."
     )
+    processes: Annotated[int, Field(ge=0, le=256)] = Field(
+        default=0,
+        description="Processes that read, decode and augment training images in place of the threads, for what holds "
+        "Python's lock: stages of one's own, some operations. 0: threads. Changes no result.",
+    )
     decode: Literal["auto", "nvimgcodec", "torchvision", "pil"] = Field(
         default="auto",
         description="Which library decodes images; auto: the first of these that works. A run keeps to one: another "
@@ -295,6 +300,7 @@ class Tokens(Section):
     # What code for images asks of every set. No keys: a recipe that names one is told that it is unknown.
     augment: ClassVar[tuple[Augmentation, ...]] = ()
     repeats: ClassVar[int] = 1
+    processes: ClassVar[int] = 0
     decode: ClassVar[Literal["pil"]] = "pil"
     mean: ClassVar[Channels] = ()
     std: ClassVar[Scales] = ()

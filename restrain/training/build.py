@@ -37,6 +37,7 @@ from restrain.recipe.checks import DIGITS_SIDE
 from restrain.recipe.durations import Duration
 from restrain.training.border import Cadence
 from restrain.training.classify import Classify, build_loss
+from restrain.training.on_device import OnDevice
 from restrain.training.own import Own, check_rows
 from restrain.training.placement import Placement
 from restrain.training.state import RunState
@@ -318,12 +319,12 @@ def build_train_loader(
     start: int,
     stop: int,
     laps: Laps | None = None,
-) -> TrainLoader:
+) -> TrainLoader | OnDevice:
     mix = None
     if recipe.mix.mixup or recipe.mix.cutmix:
         off = step_of(recipe.mix.off, plan, stop) if recipe.mix.off is not None else None
         mix = Mix(recipe.seed, recipe.mix.mixup, recipe.mix.cutmix, off)
-    return TrainLoader(
+    loader = TrainLoader(
         data.train,
         build_order(recipe, data),
         plan,
@@ -341,7 +342,9 @@ def build_train_loader(
         sides=build_sides(recipe, plan, stop),
         pin=placement.device.startswith("cuda"),
         laps=laps,
+        processes=recipe.data.processes,
     )
+    return OnDevice(loader, torch.device(placement.device)) if placement.device.startswith("cuda") else loader
 
 
 def build_eval_loader(recipe: Recipe, data: Data, world: World, placement: Placement) -> EvalLoader:

@@ -25,6 +25,7 @@ class StagedSource:
         self._inner, self._stages, self._classes = inner, list(stages), classes
         self.names, self.counts, self.fingerprint = inner.names, inner.counts, inner.fingerprint
         self.classes, self.channels = inner.classes, inner.channels
+        self.expect, self.check_room = inner.expect, inner.check_room
 
     def crcs(self, shard: int) -> np.ndarray:
         """uint32 [count], of the stored bytes."""
@@ -49,14 +50,6 @@ class StagedSource:
             raise BadSample(self.names[shard], j, key, str(error)) from error
         crc = self._inner.index.crc(shard, j)  # `sample` has checked it
         return Sample(key, pixels, check_label(label, self._classes, where), crc)
-
-    def expect(self, shards: Sequence[int]) -> None:
-        """As of `ShardSource`."""
-        self._inner.expect(shards)
-
-    def check_room(self, shards: Sequence[int]) -> None:
-        """As of `ShardSource`."""
-        self._inner.check_room(shards)
 
     def close(self) -> None:
         """Close the shards."""
