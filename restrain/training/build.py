@@ -37,7 +37,6 @@ from restrain.recipe.checks import DIGITS_SIDE
 from restrain.recipe.durations import Duration
 from restrain.training.border import Cadence
 from restrain.training.classify import Classify, build_loss
-from restrain.training.on_device import OnDevice
 from restrain.training.own import Own, check_rows
 from restrain.training.placement import Placement
 from restrain.training.state import RunState
@@ -319,12 +318,12 @@ def build_train_loader(
     start: int,
     stop: int,
     laps: Laps | None = None,
-) -> TrainLoader | OnDevice:
+) -> TrainLoader:
     mix = None
     if recipe.mix.mixup or recipe.mix.cutmix:
         off = step_of(recipe.mix.off, plan, stop) if recipe.mix.off is not None else None
         mix = Mix(recipe.seed, recipe.mix.mixup, recipe.mix.cutmix, off)
-    loader = TrainLoader(
+    return TrainLoader(
         data.train,
         build_order(recipe, data),
         plan,
@@ -344,7 +343,6 @@ def build_train_loader(
         laps=laps,
         processes=recipe.data.processes,
     )
-    return OnDevice(loader, torch.device(placement.device)) if placement.device.startswith("cuda") else loader
 
 
 def build_eval_loader(recipe: Recipe, data: Data, world: World, placement: Placement) -> EvalLoader:

@@ -26,6 +26,7 @@ from restrain.run.folder import RunFolder
 from restrain.run.lease import Lease
 from restrain.training import build, forks, lightning, opening, placement, start_weights
 from restrain.training.attempt import Attempt
+from restrain.training.on_device import OnDevice
 from restrain.training.opening import Opening
 from restrain.training.own import Own
 from restrain.training.step import Run, StepSettings
@@ -201,12 +202,13 @@ def _train(attempt: Attempt, say: Callable[[str], None]) -> Result:
     )
     start = state.step
     loader = build.build_train_loader(recipe, attempt.data, plan, world, attempt.where, start, total, attempt.laps)
+    batches = OnDevice(loader, attempt.device) if attempt.device.type == "cuda" else loader
     run = Run(task, state, plan, world, border, settings)
     sound = False
     try:
         with progress, lightning.quiet():
             if state.step < total:
-                lightning.make_trainer(world, attempt.device).fit(run, train_dataloaders=loader)
+                lightning.make_trainer(world, attempt.device).fit(run, train_dataloaders=batches)
             else:  # only what the last border still has to do: an evaluation that was interrupted
                 border.begin()
                 border.after_step(run.vector)

@@ -16,8 +16,8 @@ class OnDevice:
     """A `TrainLoader` whose images and labels are on a CUDA device.
 
     The host is ahead of the device, so when it asks for a batch the step before is being computed: the copy runs beside
-    it. Buffers of the loader are page-locked, and one is filled again when the batch two later is asked for; its copy is
-    waited for then, which has long been over.
+    it. The loader's buffers are page-locked, and one is filled again when the batch two later is asked for; its copy,
+    which has long been over, is waited for then.
     """
 
     def __init__(self, loader: TrainLoader, device: torch.device):
