@@ -67,6 +67,10 @@ class KeyedCrop:
     def __call__(self, image: Any, scale: Any, ratio: Any) -> tuple[int, int, int, int]:
         """(top, left, height, width) in a PIL image, for the image called ``name``."""
         width, height = image.size
+        return self.box(height, width)
+
+    def box(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """The same in an image of that size."""
         top, left, h, w = self._crop.params(draws.extend_key(self._keys[self.name], 0), height, width)[:4]
         return top, left, h, w
 

@@ -29,7 +29,7 @@ def data(
     name: Annotated[str, typer.Argument(metavar="NAME|FILE|RUN", help="A recipe, or a run folder.")],
     overrides: Overrides = None,
     vs: Annotated[
-        str | None, typer.Option(help="Other loaders beside ours: timm, torchvision, webdataset, dali.")
+        str | None, typer.Option(help="Other loaders beside ours: timm, torchvision, webdataset, numpy, dali.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long each part is measured.")] = 5.0,
     no_step: Annotated[bool, typer.Option(help="Do not measure the training step beside the loader.")] = False,

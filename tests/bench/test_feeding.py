@@ -139,14 +139,14 @@ def test_all_loaders_take_the_same_crops(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # of theirs
-@pytest.mark.parametrize("name", ["timm", "torchvision", "webdataset"])
+@pytest.mark.parametrize("name", ["timm", "torchvision", "webdataset", "numpy"])
 @pytest.mark.parametrize("evaluation", [False, True])
 def test_peers_give_every_photograph(name: str, evaluation: bool, tmp_path: Path) -> None:
     chosen = unpacked(tmp_path)
     batches = list(peers.PEERS[name](chosen, 15, 0, evaluation))
     assert sum(len(batch[0]) for batch in batches) == 60
     first = np.asarray(batches[0][0][0])
-    assert first.shape == (3, 224, 224)
+    assert first.shape in ((3, 224, 224), (224, 224, 3))
     assert first.dtype == np.uint8
 
 
