@@ -166,7 +166,7 @@ def wrong_slot() -> None:
 
     def fill(self: TrainLoader, job: Any, slot: Any, first: int, last: int) -> None:
         original(self, job, slot, first, last)
-        images = slot.rows(job.pipeline.size)
+        images = slot.rows(job.pipeline)
         images[[0, 1]] = images[[1, 0]]
 
     TrainLoader._fill_batch = fill

@@ -74,5 +74,5 @@ class EvalBatch:
 
 def pixel_crcs(images: torch.Tensor) -> np.ndarray:
     """CRC-32 of each row's bytes, uint64 [b]: of images (uint8 [b, C, H, W], channels-last) in memory order."""
-    rows = (images.permute(0, 2, 3, 1) if images.ndim == 4 else images).numpy()
+    rows = (images.permute(0, 2, 3, 1) if images.ndim == 4 else images).cpu().numpy()
     return np.array([crc32(row) for row in rows], np.uint64)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from restrain.data.reader import BadSample, Sample, Source
 from restrain.data.ring import Ring
 from restrain.errors import RestrainError, WorldError
 
+TRIES = 8  # replacements tried for one bad sample
 MIN_BAD = 10  # bad samples that are always allowed
 READ_AHEAD_BYTES = 256 << 20
 
@@ -46,11 +48,13 @@ class Buffer:
     Made once, for the largest images; those of a smaller side take its first elements.
     """
 
-    def __init__(self, count: int, pipeline: Rows, pin: bool, shared: bool = False):
-        """pin: page-locked. shared: in memory that processes forked from here on see as well."""
+    def __init__(self, count: int, pipeline: Rows, pin: bool, shared: bool = False, device: torch.device | None = None):
+        """pin: page-locked. shared: in memory that processes forked from here on see as well. device: where the rows
+        are made, if not in the host's memory; labels always are there."""
         self._count = count
         dtype, label_dtype = getattr(pipeline, "dtype", torch.uint8), getattr(pipeline, "label_dtype", torch.int64)
-        self._elements = torch.empty(count * math.prod(pipeline.shape), dtype=dtype, pin_memory=pin)
+        size, locked = count * math.prod(pipeline.shape), pin and device is None
+        self._elements = torch.empty(size, dtype=dtype, pin_memory=locked, device=device)
         self.labels = torch.empty((count, *getattr(pipeline, "label_shape", ())), dtype=label_dtype, pin_memory=pin)
         if shared:
             self._elements.share_memory_()
@@ -59,14 +63,15 @@ class Buffer:
 
     def rows(self, pipeline: Rows) -> np.ndarray:
         """[rows, *shape of the pipeline], to be written to: of images uint8 [rows, size, size, C]."""
-        return self._stored(pipeline).numpy()
+        return self.stored(pipeline).numpy()
 
     def tensor(self, pipeline: Rows) -> torch.Tensor:
         """The rows as they are handed over: images uint8 [rows, C, size, size], channels-last; others as they are."""
-        stored = self._stored(pipeline)
+        stored = self.stored(pipeline)
         return stored.permute(0, 3, 1, 2) if stored.ndim == 4 else stored
 
-    def _stored(self, pipeline: Rows) -> torch.Tensor:
+    def stored(self, pipeline: Rows) -> torch.Tensor:
+        """[rows, *shape of the pipeline], where they are made."""
         shape = (self._count, *pipeline.shape)
         return self._elements[: math.prod(shape)].view(shape)
 
@@ -98,22 +103,41 @@ class Job:
         return [event for _, event in sorted(self.events, key=lambda pair: pair[0])]
 
 
+def no_usable(source: Source, shard: int, first: BadSample | None) -> WorldError:
+    """What is raised where neither a sample nor any of those tried in its place can be used."""
+    return WorldError(
+        f"No usable sample: {first}; and the {TRIES} samples after it are bad too. Restore {source.names[shard]} from "
+        f"its origin, or leave it out of the data set."
+    )
+
+
+def read_sample(source: Source, shard: int, j: int) -> Sample:
+    """One sample as it is stored. Whatever fails names the shard and the sample."""
+    with _named(source, shard, f"sample {j}"):
+        return source.read(shard, j)
+
+
 def read_into(
     source: Source, pipeline: Rows, shard: int, j: int, key: int, out: np.ndarray, lap: Lap | None = None
 ) -> Sample:
     """Read, decode and augment one sample into ``out``. Whatever fails names the shard and the sample."""
-    where = f"sample {j}"
+    sample = read_sample(source, shard, j)
+    if lap is not None:
+        lap.lap("read")
+    with _named(source, shard, f"sample {j} ({sample.key})"):
+        try:
+            pipeline(sample.data, key, out, lap)
+        except DecodeError as error:
+            raise BadSample(source.names[shard], j, sample.key, str(error)) from error
+    return sample
+
+
+@contextmanager
+def _named(source: Source, shard: int, where: str) -> Iterator[None]:
     try:
-        sample = source.read(shard, j)
-        where = f"sample {j} ({sample.key})"
-        if lap is not None:
-            lap.lap("read")
-        pipeline(sample.data, key, out, lap)
-        return sample
+        yield
     except BadSample:
         raise
-    except DecodeError as error:
-        raise BadSample(source.names[shard], j, sample.key, str(error)) from error
     except RestrainError as error:
         if error.placed:
             raise
@@ -141,8 +165,10 @@ def chunk_rows(rows: int, threads: int) -> int:
     return max(1, min(16, rows // (4 * threads)))
 
 
-def make_slots(rows: int, pipeline: Rows, pin: bool, jobs: int, shared: bool = False) -> list[Buffer]:
+def make_slots(
+    rows: int, pipeline: Rows, pin: bool, jobs: int, shared: bool = False, device: torch.device | None = None
+) -> list[Buffer]:
     """Buffers for the batches in use and as many read ahead as a bound on memory allows."""
     row = math.prod(pipeline.shape) * getattr(pipeline, "dtype", torch.uint8).itemsize
     ahead = min(16, max(2, READ_AHEAD_BYTES // (rows * row)), max(1, jobs))
-    return [Buffer(rows, pipeline, pin, shared) for _ in range(Ring.HELD + ahead)]
+    return [Buffer(rows, pipeline, pin, shared, device) for _ in range(Ring.HELD + ahead)]

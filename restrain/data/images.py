@@ -16,6 +16,7 @@ from restrain.data.nvimgcodec import Box
 from restrain.errors import UserError, nearest
 
 DECODERS = ("nvimgcodec", "torchvision", "pil")  # in the order in which auto tries them
+GPU = "gpu"  # decodes training images on the device; everything else is decoded by nvimgcodec on the host
 JPEG = b"\xff\xd8\xff"
 MAGIC = {JPEG: "jpg", b"\x89PNG": "png", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif", b"RIFF": "webp"}
 RGB = 3  # torchvision.io.ImageReadMode.RGB.value
@@ -46,9 +47,12 @@ def resolve_decoder(name: str = "auto") -> tuple[str, str]:
     """
     if name == "auto":
         return next(found for one in DECODERS if (found := _usable(one)) is not None)
+    if name == GPU:
+        return GPU, _gpu_version()
     if name not in DECODERS:
+        known = (*DECODERS, GPU)
         raise UserError(
-            f"data.decode={name}: unknown decoder.{nearest(name, DECODERS)} Allowed: auto, {', '.join(DECODERS)}."
+            f"data.decode={name}: unknown decoder.{nearest(name, known)} Allowed: auto, {', '.join(known)}."
         )
     found = _usable(name)
     if found is None:
@@ -60,9 +64,27 @@ def resolve_decoder(name: str = "auto") -> tuple[str, str]:
     return found
 
 
+def _gpu_version() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError(
+            "data.decode=gpu: torch finds no CUDA device. Use data.decode=auto, which decodes on the host (on a run "
+            "that exists with --allow data.decode)."
+        )
+    if not nvimgcodec.gpu_works(torch.cuda.current_device()):
+        raise UserError(
+            "data.decode=gpu: nvidia-nvimgcodec cannot decode JPEGs on this GPU. Install its libraries (pip install "
+            "'nvidia-nvimgcodec-cu13[all]'), or use data.decode=auto (on a run that exists with --allow data.decode)."
+        )
+    return nvimgcodec.version()
+
+
 def working_decoder(name: str = "auto") -> str:
     """The decoder of that name, or where it does not work here the one that does: pixels differ in the last bit at
     most. For looking at a run and using it; training asks for the very decoder of its lock."""
+    if name == GPU:  # looking and evaluating are done on the host
+        name = DECODERS[0]
     return (_usable(name) or resolve_decoder("auto") if name in DECODERS else resolve_decoder(name))[0]
 
 

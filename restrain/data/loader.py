@@ -16,18 +16,29 @@ import torch
 from restrain import draws
 from restrain.data import mix as mixing
 from restrain.data.batches import Bad, EvalBatch, MicroBatch, Replaced, StepBatch, pixel_crcs
-from restrain.data.filling import Buffer, Job, Rows, batched, check_budget, chunk_rows, make_slots, read_into
+from restrain.data.filling import (
+    TRIES,
+    Buffer,
+    Job,
+    Rows,
+    batched,
+    check_budget,
+    chunk_rows,
+    make_slots,
+    no_usable,
+    read_into,
+)
+from restrain.data.gpu import CHUNK, DeviceDecoder, DeviceFill
 from restrain.data.laps import Laps
 from restrain.data.order import Order, Plan, check_micro, check_world
 from restrain.data.reader import ArraySource, BadSample, Sample, Source
 from restrain.data.ring import Ring
 from restrain.data.workers import Workers
 from restrain.draws import Purpose
-from restrain.errors import WorldError
+from restrain.errors import UserError, WorldError
 
 __all__ = ["Bad", "EvalBatch", "EvalLoader", "MicroBatch", "Replaced", "StepBatch", "TrainLoader", "pixel_crcs"]
 
-TRIES = 8  # replacements tried for one bad sample
 AHEAD = 8  # batches of an evaluation between two looks at what comes
 BLOCK = 4096  # positions planned at once: the cost of small steps is numpy's calls, not their length
 
@@ -63,10 +74,12 @@ class TrainLoader:
         sides: Callable[[int], int] | None = None,
         laps: Laps | None = None,
         processes: int = 0,
+        device: torch.device | None = None,
     ):
         """micro: samples of a micro-batch. pixels: also give the CRC of each row. pin: page-locked buffers (CUDA).
         sides: epoch -> side of its images, at most the pipeline's; None: the pipeline's. laps: times the stages.
-        processes: that many fill the batches in place of the threads."""
+        processes: that many fill the batches in place of the threads. device: decodes the images and holds the batches
+        (`gpu.check` says which pipelines can be)."""
         if (plan.samples, plan.repeats) != (order.samples, order.repeats):
             raise ValueError(
                 f"a plan of {plan.samples} samples in {plan.repeats} copies for an order of {order.samples} in "
@@ -79,7 +92,9 @@ class TrainLoader:
         self.seed, self.rank, self.world, self.micro = seed, rank, world, micro
         self.start, self.stop, self.threads = start, stop, max(1, threads)
         self.max_bad, self.pixels, self.mix, self.pin, self.sides = max_bad, pixels, mix, pin, sides
-        self.laps, self.processes = laps or Laps(), processes
+        self.laps, self.processes, self.device = laps or Laps(), processes, device
+        if device is not None and processes:
+            raise UserError("data.processes write into the host's memory, and data.decode=gpu decodes on the device.")
         if start < stop and (check_room := getattr(source, "check_room", None)) is not None:
             epoch, positions = plan.rows(start, 1, rank, world)
             check_room(order.ahead(epoch, positions))
@@ -94,12 +109,14 @@ class TrainLoader:
         rows = max(segment.batch for segment in self.plan.segments) // self.world
         whole = batched(self.source, self.pipeline)
         workers, threads = None, self.threads
-        slots = make_slots(rows, self.pipeline, self.pin, len(self), shared=bool(self.processes))
+        slots = make_slots(rows, self.pipeline, self.pin, len(self), bool(self.processes), self.device)
         fill = self._fill_batch if whole else self._fill_rows
         if self.processes and not whole:
             workers, threads = Workers(self.processes, fill, slots, self._sized, self.laps), self.processes
             fill = workers.fill
         chunk = rows if whole else chunk_rows(rows, threads)
+        if self.device is not None:
+            fill, chunk = DeviceFill(self.source, DeviceDecoder(self.device), self.laps).fill, CHUNK
         ring = self._ring = Ring(self._jobs(), slots, fill, threads, chunk)
         seen = bad = 0
         try:
@@ -187,10 +204,7 @@ class TrainLoader:
             if first is not None:
                 job.events.append((row, Replaced(shard, j, first.key, first.reason, used)))
             return sample, used
-        raise WorldError(
-            f"No usable sample: {first}; and the {TRIES} samples after it are bad too. Restore "
-            f"{self.source.names[shard]} from its origin, or leave it out of the data set."
-        )
+        raise no_usable(self.source, shard, first)
 
     def _hand_over(self, job: Job, slot: Buffer, wait: float) -> StepBatch:
         first, whole = self.rank * job.rows, slot.tensor(job.pipeline)

@@ -1,7 +1,7 @@
-"""JPEGs through nvidia-nvimgcodec's CPU backend, which decodes a region without the rest of the image's pixels.
+"""JPEGs through nvidia-nvimgcodec, which decodes a region without the rest of the image's pixels.
 
-It is libjpeg-turbo with PIL's settings, so pixels are PIL's, in a region too. What it would decode otherwise than PIL
-(CMYK, cut files, every other format) is left to PIL.
+Its CPU backend is libjpeg-turbo with PIL's settings, so pixels are PIL's, in a region too. What it would decode
+otherwise than PIL (CMYK, cut files, every other format) is left to PIL.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,12 @@ class Jpeg:
     def __init__(self, stream: Any, data: bytes | memoryview):
         self.height, self.width = int(stream.height), int(stream.width)
         self._stream, self._data = stream, data  # the stream points into the data
+
+    def part(self, box: Box) -> Any:
+        """The stream of a box alone, for `decode_on`."""
+        top, left, height, width = box
+        stream = self._stream.get_sub_code_stream(region=_decoder()[0].Region(top, left, top + height, left + width))
+        return _Part(stream, self._data)
 
     def pixels(self, box: Box | None = None) -> np.ndarray:
         """uint8 [H, W, 3] of the image, or of a box of it."""
@@ -65,6 +71,41 @@ def open_jpeg(data: bytes | memoryview) -> Jpeg | None:
         return None
 
 
+def decode_on(device: int | None, parts: list[Any], stream: int) -> list[Any | None]:
+    """Images of many parts at once on a GPU, ordered on its ``stream``: what torch takes by CUDA's array interface, or
+    None where one cannot be decoded. device None: on the host, as arrays."""
+    module, _, params = _decoder()
+    name = f"on_{device}"
+    if not hasattr(_local, name):
+        with _first:
+            setattr(_local, name, _make(module) if device is None else _make_gpu(module, device))
+    streams = [part.stream for part in parts]
+    found = getattr(_local, name).decode(streams, params=params, cuda_stream=stream) if streams else []
+    if device is not None:
+        return found
+    return [None if image is None else np.asarray(image).copy() for image in found]
+
+
+class _Part(NamedTuple):
+    stream: Any
+    data: bytes | memoryview  # which the stream points into
+
+
+def gpu_works(device: int) -> bool:
+    """Whether JPEGs are decoded on this GPU here."""
+    try:
+        import io
+
+        from PIL import Image
+
+        out = io.BytesIO()
+        Image.new("RGB", (64, 64)).save(out, "JPEG")
+        jpeg = open_jpeg(out.getvalue())
+        return jpeg is not None and decode_on(device, [jpeg.part((0, 0, 32, 32))], 0)[0] is not None
+    except Exception:  # ImportError, and whatever its native libraries raise
+        return False
+
+
 def _decoder() -> tuple[Any, Any, Any]:
     """(module, decoder, parameters) of this thread: a decoder is used by one thread at a time."""
     if not hasattr(_local, "decoder"):
@@ -77,6 +118,12 @@ def _decoder() -> tuple[Any, Any, Any]:
 def _make(module: Any) -> Any:
     backend = module.Backend(module.BackendKind.CPU_ONLY)
     return module.Decoder(device_id=module.NVIMGCODEC_DEVICE_CPU_ONLY, backends=[backend], max_num_cpu_threads=1)
+
+
+def _make_gpu(module: Any, device: int) -> Any:
+    """One backend, and no other to take what it cannot: two of them would round differently."""
+    backend = module.Backend(module.BackendKind.HYBRID_CPU_GPU)
+    return module.Decoder(device_id=device, backends=[backend], max_num_cpu_threads=1)
 
 
 def _load() -> Any:

@@ -179,9 +179,10 @@ class _Data(Section):
         description="Processes that read, decode and augment training images in place of the threads, for what holds "
         "Python's lock: stages of one's own, some operations. 0: threads. Changes no result.",
     )
-    decode: Literal["auto", "nvimgcodec", "torchvision", "pil"] = Field(
+    decode: Literal["auto", "nvimgcodec", "torchvision", "pil", "gpu"] = Field(
         default="auto",
-        description="Which library decodes images; auto: the first of these that works. A run keeps to one: another "
+        description="Which library decodes images; auto: the first of nvimgcodec, torchvision and pil that works. gpu: "
+        "nvimgcodec on the GPU, for training with a random resized crop and flips alone. A run keeps to one: another "
         "needs `--allow data.decode`.",
     )
     lanes: Auto | Positive = Field(

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from restrain.data import augment, sets
+from restrain.data import augment, gpu, sets
 from restrain.data.filling import MIN_BAD, read_into
-from restrain.data.images import DecodeError, decode, resolve_decoder, working_decoder
+from restrain.data.images import GPU, DecodeError, decode, resolve_decoder, working_decoder
 from restrain.data.indexing import Reporter
 from restrain.data.laps import Laps
 from restrain.data.loader import EvalLoader, TrainLoader
@@ -111,7 +111,11 @@ def use_decoder(data: Data, recipe: Recipe) -> str:
     if recipe.data.name == "digits":
         return ""
     name, version = resolve_decoder(recipe.data.decode)
-    data.train_pipeline.decoder = data.eval_pipeline.decoder = name
+    if name == GPU:
+        gpu.check(data.train_pipeline)
+        data.train_pipeline.decoder = data.eval_pipeline.decoder = working_decoder(name)
+    else:
+        data.train_pipeline.decoder = data.eval_pipeline.decoder = name
     return f"{name} {version}"
 
 
@@ -342,6 +346,7 @@ def build_train_loader(
         pin=placement.device.startswith("cuda"),
         laps=laps,
         processes=recipe.data.processes,
+        device=torch.device(placement.device) if recipe.data.decode == GPU else None,
     )
 
 

@@ -46,7 +46,9 @@ class OnDevice:
         self.loader.close()
 
     def _copied(self, micro: MicroBatch, computing: torch.cuda.Stream) -> MicroBatch:
-        images, labels = (x.to(self.device, non_blocking=True) for x in (micro.images, micro.labels))
+        # What was decoded on the device lies in a buffer that is filled again: the step gets a copy of that too.
+        images = micro.images.clone() if micro.images.is_cuda else micro.images.to(self.device, non_blocking=True)
+        labels = micro.labels.to(self.device, non_blocking=True)
         for tensor in (images, labels):
             tensor.record_stream(computing)  # its memory is not given to anybody before the step is done with it
         return replace(micro, images=images, labels=labels)

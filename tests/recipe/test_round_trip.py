@@ -169,7 +169,7 @@ def test_placement() -> None:
     assert {key for key in keys if is_placement(key)} == {
         *("parallel." + key for key in ("strategy", "accelerator", "devices", "nodes", "threads", "remat", "compile")),
         *("track." + key for key in ("every", "pixels", "tensorboard")),
-        *("data." + key for key in ("cache", "cache_bytes", "mode")),
+        *("data." + key for key in ("cache", "cache_bytes", "mode", "index", "processes")),
         *("expect." + key for key in ("metric", "value", "tolerance", "better", "source", "status", "at")),
         *("track.wandb." + key for key in ("mode", "project", "entity", "group", "name", "tags", "notes")),
         *("track.wandb." + key for key in ("system", "code", "checkpoints")),
