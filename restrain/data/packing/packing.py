@@ -71,7 +71,9 @@ def pack(source: Source, folder: Path, settings: Settings, reporter: Reporter | 
         record.sweep(folder)
         if journal.decided is not None:
             record.check_same(folder, journal.decided["options"], options)
-        return _Packing(source, folder, settings, options, journal, spool, reporter).run()
+        packed = _Packing(source, folder, settings, options, journal, spool, reporter).run()
+        record.sweep(folder)  # again: a process of a killed call may have outlived it for a moment
+        return packed
     finally:
         spool.close()
         journal.close()
