@@ -130,8 +130,8 @@ def open_numpy(photographs: Photographs, batch: int, workers: int, evaluation: b
             else:
                 crop.name = paths[index].stem
                 top, left, h, w = crop.box(height, width)
-            part = torch.from_numpy(np.ascontiguousarray(pixels[top : top + h, left : left + w]))
-            image = images.resize(part.numpy(), SIZE, SIZE)
+            part = np.array(pixels[top : top + h, left : left + w])
+            image = images.resize(part, SIZE, SIZE)
             if not evaluation and torch.rand(()) < 0.5:
                 image = images.mirrored(image)
             return torch.from_numpy(np.ascontiguousarray(image)), int(paths[index].parent.name)

@@ -403,3 +403,32 @@ def test_a_table_too_large_to_fetch_whole(server, tmp_path, monkeypatch):
     assert again.index.crcs(2).tolist() == local.index.crcs(2).tolist()
     assert server.gets["restrain-index.bin"] == before  # kept in the cache
     again.close()
+
+
+def test_who_waits_for_a_download_that_fails_fails_with_it(server, tmp_path):
+    """Trying again as long would take both past the collectives' time-out."""
+    import threading
+
+    patience = Patience(tries=4, deadline=20, stall_seconds=0.2, first_wait=0.3, longest_wait=0.3)
+    found, errors = entries(server.root), []
+    server.faults["0.tar"] = [503] * 50
+
+    def read():
+        reader = RemoteStore(server.url, found, Cache(tmp_path / "cache"), HttpTransport(), patience)
+        try:
+            reader.read(0, 0, 10)
+        except WorldError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(errors) == 3
+    assert len(set(errors)) == 1
+    assert server.gets["0.tar"] == 4  # one of them tried
+    server.faults.clear()
+    reader = store(server, tmp_path)
+    assert reader.read(0, 0, 10) == noise(0)[:10]  # and the next one tries again
+    reader.close()

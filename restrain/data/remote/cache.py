@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -66,9 +67,11 @@ class Cache:
         path = self.folder / f"{sha256}.tar"
         if (descriptor := self._pinned(path, size)) is not None:
             return descriptor
+        asked, failure = time.time(), self.folder / f"{sha256}.failed"
         with _locked(self.folder / f"{sha256}.lock"):
             if (descriptor := self._pinned(path, size)) is not None:
                 return descriptor  # another process was faster
+            _raise_failure(failure, asked)
             part = path.with_suffix(".part")
             descriptor = _claimed(part)
             try:
@@ -89,6 +92,9 @@ class Cache:
             except BaseException as error:
                 os.close(descriptor)
                 part.unlink(missing_ok=True)
+                if isinstance(error, WorldError):
+                    with suppress(OSError):
+                        failure.write_text(str(error))
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     free = os.statvfs(self.folder)
                     raise WorldError(
@@ -150,6 +156,16 @@ class Cache:
             os.truncate(own, size)  # counted by the next one that asks, though not written yet
 
 
+def _raise_failure(failure: Path, since: float) -> None:
+    """Raises WorldError where another process failed to fetch the same shard while this one waited for it: to try again
+    as long would take both together past the time after which collectives give up."""
+    try:
+        if failure.stat().st_mtime >= since:
+            raise WorldError(failure.read_text())
+    except FileNotFoundError:
+        return
+
+
 def _claimed(part: Path) -> int:
     """The part file, locked against removal: one that a killed process left may be removed at any time."""
     while True:
@@ -178,7 +194,12 @@ def _remove_unused(path: Path) -> bool:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise WorldError(
+            f"The cache {path.parent} cannot be written: {error.strerror}. Name another folder with data.cache=FOLDER."
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
