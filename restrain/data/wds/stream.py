@@ -12,7 +12,6 @@ import random
 import subprocess
 import tempfile
 import threading
-import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -126,9 +125,7 @@ def _read(place: str) -> Iterator[dict[str, Any]]:
 
     with _opened(place) as stream:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of tarfile, which webdataset has asked for its defaults
-                yield from group_by_keys(tar_file_expander([{"url": place, "stream": stream}]))
+            yield from group_by_keys(tar_file_expander([{"url": place, "stream": stream}]))
         except WorldError:
             raise
         except Exception as error:  # tarfile, zlib, lzma and webdataset raise what they like
