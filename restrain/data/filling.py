@@ -157,6 +157,16 @@ def check_budget(bad: int, seen: int, max_bad: float, events: list[Any], done: s
         )
 
 
+def check_left_out(bad: int, samples: int, max_bad: float) -> None:
+    """Raises WorldError when all ranks together left out more of an evaluation than ``max_bad`` allows."""
+    if bad > max(MIN_BAD, max_bad * samples):
+        raise WorldError(
+            f"Too many bad samples: {bad} of {samples} had to be left out of the evaluation; data.max_bad={max_bad:g} "
+            f"allows {max(MIN_BAD, int(max_bad * samples))}. They are listed in bad_samples*.jsonl of the run. Repair "
+            f"the data, or raise data.max_bad."
+        )
+
+
 def batched(source: Source, pipeline: Rows) -> bool:
     return pipeline.batched and hasattr(source, "rows")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace as changed
 from functools import cached_property
@@ -221,6 +222,8 @@ def write(places: Sequence[str | Path], made: Index, table: bytes) -> Index:
                 raise PermissionError(13, "read-only folder")
             replace(place / TABLE, table)
             replace(place / name, text)  # last: it vouches for the table
+            for other in {manifest.MANIFEST, manifest.LINES} - {name}:
+                (place / other).unlink(missing_ok=True)
             made.place = str(place)
             return made
         except OSError as error:
@@ -239,9 +242,11 @@ def places(root: str | Path, cache: str | None = None) -> list[Path]:
 
 def replace(path: Path, data: bytes) -> None:
     """Write a file so that no reader ever sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        with open(descriptor, "wb") as file:
+            file.write(data)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)

@@ -110,16 +110,7 @@ def check_none_missing(root: str | Path, pattern: str, names: Sequence[str], cac
     """WorldError where an index lists shards of the pattern that are not there: the set would shrink silently."""
     for place in index.places(root, cache):
         old = index.load(place)
-        listed = (
-            []
-            if old is None
-            else [
-                name
-                for one in expand(pattern)
-                for name in fnmatch.filter(old.names, one)
-                if name.count("/") == one.count("/")
-            ]
-        )
+        listed = [] if old is None else [name for one in expand(pattern) for name in old.names if matches(name, one)]
         if gone := sorted(set(listed) - set(names)):
             raise WorldError(
                 f"{Path(root) / gone[0]} is missing{f' (and {len(gone) - 1} more)' if gone[1:] else ''}: the index in "
@@ -286,6 +277,11 @@ def _shard_stat(path: Path) -> os.stat_result:
     if not stat.S_ISREG(status.st_mode):
         raise WorldError(f"{path} is no file, and shards are. Move it away, or correct the pattern.")
     return status
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a shard's name is of a pattern without braces; ``*`` does not go into folders."""
+    return name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern)
 
 
 def expand(pattern: str) -> list[str]:

@@ -96,10 +96,12 @@ class TrainLoader:
         if device is not None and processes:
             raise UserError("data.processes write into the host's memory, and data.decode=gpu decodes on the device.")
         if start < stop and (check_room := getattr(source, "check_room", None)) is not None:
-            epoch, positions = plan.rows(start, 1, rank, world)
+            count = plan.steps_together(start, min(max(1, BLOCK // plan.segment(start).batch), stop - start))
+            epoch, positions = plan.rows(start, count, rank, world)
             check_room(order.ahead(epoch, positions))
         self._pipelines = {pipeline.size: pipeline}
         self._ring: Ring[Job, Buffer] | None = None
+        self._workers: Workers | None = None
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -108,12 +110,12 @@ class TrainLoader:
         self.close()
         rows = max(segment.batch for segment in self.plan.segments) // self.world
         whole = batched(self.source, self.pipeline)
-        workers, threads = None, self.threads
+        threads = self.threads
         slots = make_slots(rows, self.pipeline, self.pin, len(self), bool(self.processes), self.device)
         fill = self._fill_batch if whole else self._fill_rows
         if self.processes and not whole:
-            workers, threads = Workers(self.processes, fill, slots, self._sized, self.laps), self.processes
-            fill = workers.fill
+            self._workers, threads = Workers(self.processes, fill, slots, self._sized, self.laps), self.processes
+            fill = self._workers.fill
         chunk = rows if whole else chunk_rows(rows, threads)
         if self.device is not None:
             fill, chunk = DeviceFill(self.source, DeviceDecoder(self.device), self.laps).fill, CHUNK
@@ -132,14 +134,17 @@ class TrainLoader:
                 yield batch
         finally:
             ring.close()
-            if workers is not None:
-                workers.close()
+            if self._ring is ring:
+                self.close()
 
     def close(self) -> None:
-        """Join the threads of the iteration under way, if any."""
+        """Join the threads and end the processes of the iteration under way, if any."""
         if self._ring is not None:
             self._ring.close()
             self._ring = None
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
 
     def _jobs(self) -> Iterator[Job]:
         """The rank's rows of each step, planned many steps at a time."""
@@ -149,7 +154,7 @@ class TrainLoader:
             count = self.plan.steps_together(step, most)
             epoch, positions = self.plan.rows(step, count, self.rank, self.world)
             if expect is not None:
-                expect(self.order.ahead(epoch, positions[0]))
+                expect(self.order.ahead(epoch, positions))
             shard, j = self.order(epoch, positions)
             slot, copy = np.divmod(positions, self.plan.repeats)
             keys = draws.extend(draws.key(self.seed, Purpose.AUGMENT, epoch), slot, copy)

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from restrain.data.batches import EvalBatch
+from restrain.data.filling import check_left_out
 from restrain.data.loader import EvalLoader
 from restrain.insight.progress import Progress
 from restrain.parallel import precision
@@ -69,6 +70,7 @@ def evaluate(
     if world > 1:
         dist.all_reduce(sums)
     loss, top1, top5, count = sums.tolist()
+    check_left_out(batches.samples - int(count), batches.samples, batches.max_bad)
     result = {"loss": loss / count, "top1": 100.0 * top1 / count, "count": int(count)}
     if five:
         result["top5"] = 100.0 * top5 / count

@@ -133,15 +133,19 @@ def test_a_process_killed_while_it_downloads(server, tmp_path):
 
 
 def test_eviction_and_a_full_cache(server, tmp_path):
-    first, second = store(tmp_path, 2 * SIZE), store(tmp_path, 2 * SIZE)
-    for shard in (0, 1, 2):
-        assert first.read(shard, 0, SIZE) == NOISE[shard]
+    reader, other = store(tmp_path, 2 * SIZE), Cache(tmp_path / "cache", 2 * SIZE)
+    held = []
+    for i in (0, 1):  # by another process
+        fill = lambda sink, i=i: fetch(ObjectTransport("s3", chunk=CHUNK), f"{ROOT}/{i}.tar", sink, CALM)  # noqa: E731
+        held.append(other.acquire(f"{i}.tar", DIGESTS[i], SIZE, fill))
     with pytest.raises(WorldError, match=r"is full: data.cache_bytes=600000"):
-        second.read(0, 0, 1)
-    assert first.read(2, 0, SIZE) == NOISE[2]
-    first.close()
-    assert second.read(0, 0, SIZE) == NOISE[0]
-    second.close()
+        reader.read(2, 0, 1)
+    assert reader.read(1, 0, SIZE) == NOISE[1]
+    for descriptor in held:
+        os.close(descriptor)
+    for shard in (2, 0, 1, 2):
+        assert reader.read(shard, 0, SIZE) == NOISE[shard]
+    reader.close()
 
 
 def test_batches_of_three_epochs_are_those_from_disk(server, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from restrain.data import index, sets
-from restrain.data.index import Entry
+from restrain.data.index import Entry, Index
 from restrain.data.remote import opening, urls
 from restrain.data.remote.cache import Cache
 from restrain.data.remote.fetching import Patience, fetch
@@ -183,12 +183,17 @@ def test_a_process_killed_while_it_downloads(server, tmp_path):
 def test_eviction_takes_past_shards_first_and_live_ones_never(server, tmp_path):
     found = entries(server.root, 4)
     cache = Cache(tmp_path / "cache", 3 * SIZE)
-    first, second = (RemoteStore(server.url, found, cache, HttpTransport(), QUICK) for _ in range(2))
-    for shard in range(3):
-        first.read(shard, 0, 1)
+    second = RemoteStore(server.url, found, cache, HttpTransport(), QUICK)
+    transport = HttpTransport()
+    held = [  # by another process
+        cache.acquire(e.url, e.sha256, SIZE, lambda sink, e=e: fetch(transport, f"{server.url}/{e.url}", sink, QUICK))
+        for e in found[:3]
+    ]
     with pytest.raises(WorldError, match=rf"is full: data.cache_bytes=900000, {3 * SIZE} bytes are in use"):
         second.read(3, 0, 1)
-    first.close()
+    for descriptor in held:
+        os.close(descriptor)
+    transport.close()
     cache.retire(found[1].sha256)
     assert second.read(3, 0, SIZE) == noise(3)
     held = {path.stem for path in (tmp_path / "cache").glob("*.tar")}
@@ -293,19 +298,50 @@ def test_what_is_expected_is_fetched_before_it_is_read(server, tmp_path):
     reader.close()
 
 
-def test_fetching_ahead_stays_within_the_budget_and_lets_go_of_the_past(server, tmp_path):
-    reader = store(server, tmp_path, shards=6, budget=int(2.5 * SIZE))
-    reader.expect([0, 1, 2, 3])
-    assert until(lambda: len(list((tmp_path / "cache").glob("*.tar"))) == 2)
-    for shard in (2, 3):  # read though there was no room to fetch them before
+def test_fetching_ahead_stays_within_the_budget_and_takes_the_first(server, tmp_path):
+    reader = store(server, tmp_path, shards=20, budget=int(5.5 * SIZE))
+    reader.expect(range(20))
+    assert until(lambda: len(list((tmp_path / "cache").glob("*.tar"))) == 5)
+    time.sleep(0.1)
+    held = {path.stem for path in (tmp_path / "cache").glob("*.tar")}
+    assert held == {entry.sha256 for entry in reader.entries[:5]}  # those that are needed first
+    assert sum(server.gets.values()) == 5
+    reader.expect([18, 19])
+    assert until(lambda: server.gets["19.tar"] == 1)
+    for shard in (18, 19):
         assert reader.read(shard, 0, 100) == noise(shard)[:100]
-    reader.expect([4, 5])
-    assert until(lambda: server.gets["5.tar"] == 1)
-    for shard in (4, 5):
-        assert reader.read(shard, 0, 100) == noise(shard)[:100]
-    assert server.gets["4.tar"] == server.gets["5.tar"] == 1
-    assert len(list((tmp_path / "cache").glob("*.tar"))) <= 2
+    assert server.gets["18.tar"] == server.gets["19.tar"] == 1
     reader.close()
+
+
+@pytest.mark.parametrize("times", [1.0, 1.05, 1.5])
+def test_a_cache_that_just_holds_what_is_needed_lasts_an_epoch(server, tmp_path, times):
+    """With readers and fetchers at work together, and an evaluation beside them."""
+    from restrain.data import augment
+    from restrain.data.loader import EvalLoader
+
+    write_shards(server.root, 24, 4)
+    write_shards(server.root, 6, 4, prefix="val")
+    for split in ("train", "eval"):
+        sets.open_source(section("webdataset", server.root), split)
+    source, held_out = (sets.open_source(remote_section(server, tmp_path), split) for split in ("train", "eval"))
+    fields = {"lanes": 2, "window": 8, "threads": 4}
+    loader = train_loader(source, **fields)
+    needed = [loader.order.ahead(*loader.plan.rows(step)) for step in range(loader.plan.steps_per_epoch)]
+    size = source.index.entries.numbers["size"]
+    budget = int(times * max(sum(int(size[shard]) for shard in shards) for shards in needed))
+    for one in (source, held_out):
+        one._store.cache.budget, one._store.keep = budget, 0
+    evaluation = EvalLoader(held_out, augment.eval_pipeline(12, 14), rank=0, world=1, batch=4, threads=2)
+    expected = contents(train_loader(sets.open_source(section("webdataset", server.root), "train"), **fields))
+    found = []
+    for batch in loader:
+        found += contents([batch])
+        if batch.step % 10 == 5:
+            assert sum(int(one.valid.sum()) for one in evaluation) == 24
+    assert found == expected
+    for one in (source, held_out):
+        one.close()
 
 
 def test_a_failure_ahead_is_raised_by_the_reader_alone(server, tmp_path):
@@ -382,7 +418,20 @@ def test_the_index_of_a_url_is_that_of_the_folder(server, tmp_path):
     server.bytes.clear()
     (server.root / "train-001.tar").write_bytes((server.root / "train-002.tar").read_bytes())
     assert run(words) == 0
-    assert index.load(tmp_path / "index").fingerprint != local.fingerprint
+    changed = index.load(tmp_path / "index")
+    assert changed.fingerprint != local.fingerprint
+    index.write(
+        [tmp_path / "index"],
+        Index("shards", changed.entries, changed.table, "", [("train-000.tar", 1, "x")]),
+        changed.table.tobytes(),
+    )
+    write_shards(server.root, 2, 4, prefix="val")
+    server.faults["train-000.tar"] = [503]  # where only its tag is asked for
+    assert run([*words[:3], "--pattern", "val-{000..001}.tar", *words[5:]]) == 0
+    assert run(words) == 0
+    both = index.load(tmp_path / "index")
+    assert len(both.names) == 5
+    assert both.excluded == [("train-000.tar", 1, "x")]
     assert server.bytes["train-001.tar"] > 0
     assert run(["data", "index", server.url, "--to", str(tmp_path / "index")]) == 2  # a web server lists nothing
     assert run([*words[:-2]]) == 2

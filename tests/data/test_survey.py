@@ -109,6 +109,9 @@ def test_verify_finds_exactly_what_changed(tmp_path, capsys):
     path.write_bytes(data[:-512])
     assert verify(tmp_path, "--exclude") == 1
     assert "cut short or changed" in capsys.readouterr().out
+    path.unlink()
+    assert verify(tmp_path) == 1
+    assert "train-001.tar: it cannot be read: No such file" in capsys.readouterr().out
 
 
 def test_verify_decodes(tmp_path, capsys):

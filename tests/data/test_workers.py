@@ -68,6 +68,32 @@ def test_a_process_that_is_killed_is_named(shards):
     assert not any(child.is_alive() for child in children)
 
 
+def test_closing_ends_the_processes(shards):
+    import multiprocessing
+
+    loader = train_loader(shards, processes=2, stop=500)
+    batches = iter(loader)
+    next(batches)
+    loader.close()
+    assert not [child for child in multiprocessing.active_children() if child.name == "restrain-data"]
+
+
+@pytest.mark.parametrize("mode", ["shards", "range"])
+def test_over_http(tmp_path, mode):
+    from .faulty import FaultyServer
+
+    root = write_shards(tmp_path / "set", 3, 8)
+    local = open_source(section("webdataset", root), "train", classes=5)
+    server = FaultyServer(root)
+    data = section("webdataset", cache=str(tmp_path / "cache"), mode=mode)
+    data.root = server.url
+    remote = open_source(data, "train", classes=5)
+    assert contents(train_loader(remote, processes=2)) == contents(train_loader(local))
+    remote.close()
+    server.shutdown()
+    server.server_close()
+
+
 def test_stages_are_timed_in_processes_too(shards):
     from restrain.data.laps import STAGES, Laps
 

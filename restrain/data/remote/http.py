@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
@@ -22,9 +23,9 @@ class HttpTransport:
                 "Reading shards over http needs urllib3. Install it: pip install 'restrain[http]'"
             ) from error
         self._errors, self._timeout = urllib3.exceptions.HTTPError, urllib3.Timeout
-        self._pool = urllib3.PoolManager(
-            maxsize=connections, retries=urllib3.Retry(None, connect=0, read=0, redirect=5, status=0, other=0)
-        )
+        retries = urllib3.Retry(None, connect=0, read=0, redirect=5, status=0, other=0)
+        self._make = lambda: urllib3.PoolManager(maxsize=connections, retries=retries)
+        self._pool, self._process = self._make(), os.getpid()
 
     def get(self, url: str, first: int, last: int | None, tag: str | None, timeout: float) -> Answer:
         headers = {"Accept-Encoding": "identity"}
@@ -34,6 +35,8 @@ class HttpTransport:
                 headers["If-Range"] = tag
         limits = self._timeout(connect=timeout, read=timeout)
         try:
+            if self._process != os.getpid():  # forked: a connection answers one process
+                self._pool, self._process = self._make(), os.getpid()
             response = self._pool.request("GET", url, headers=headers, preload_content=False, timeout=limits)
         except self._errors as error:
             raise Transient(_cause(error)) from None

@@ -40,7 +40,8 @@ def index_remote(
     names = list_remote(root, pattern, transport)
     known, tags = _known(target)
     reporter.say(f"Indexing {len(names)} shard(s) of {urls.redact(root)}")
-    done, parts = 0, {}
+    old = index.load(target)
+    done, parts = 0, {name: part for name, part in known.items() if name not in names}
 
     def one(name: str) -> tuple[str, tuple[Entry, bytes], str | None]:
         url = urls.join(root, name)
@@ -59,8 +60,10 @@ def index_remote(
             parts[name], tags[name] = part, tag
             done += 1
             reporter.progress(done, len(names))
-    made = index.save([target], "shards", [parts[name] for name in sorted(parts)])
-    index.replace(target / TAGS, json.dumps({"tags": {n: tags[n] for n in names}}).encode())
+    same = {name for name, (entry, _) in known.items() if name in parts and parts[name][0].sha256 == entry.sha256}
+    excluded = [one for one in (old.excluded if old else []) if one[0] in same]
+    made = index.save([target], "shards", [parts[name] for name in sorted(parts)], excluded)
+    index.replace(target / TAGS, json.dumps({"tags": {n: tags.get(n) for n in parts}}).encode())
     reporter.say(f"The index is in {target}: {len(made.names)} shards, {int(made.counts.sum())} samples")
     return made
 
@@ -99,7 +102,10 @@ def list_remote(root: str, pattern: str, transport: Transport) -> list[str]:
 
 
 def _tag(transport: Transport, url: str, patience: Patience) -> str | None:
-    answer = transport.get(url, 0, None, None, patience.stall_seconds)
+    try:
+        answer = transport.get(url, 0, None, None, patience.stall_seconds)
+    except (Final, Transient):
+        return None  # fetching it, with patience, will say what is wrong
     close = getattr(answer.chunks, "close", None)
     if close is not None:
         close()

@@ -7,6 +7,7 @@ role), and no text of theirs reaches a message: signed URLs and keys stand in it
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 from restrain.data.remote.fetching import Answer, Final, Transient
 from restrain.errors import UserError
 
-CHUNK = 8 << 20  # bytes of one request
+CHUNK = 1 << 20  # bytes of one request
 EXTRAS = {"s3": "s3", "gs": "gcs"}
 FORBIDDEN = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
 THROTTLED = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"}
@@ -29,6 +30,7 @@ class ObjectTransport:
         self._make = make or (lambda: _file_system(protocol))
         self._chunk = chunk
         self._fs: Any = None
+        self._process = 0
         self._lock = threading.Lock()
 
     def get(self, url: str, first: int, last: int | None, tag: str | None, timeout: float) -> Answer:
@@ -59,8 +61,8 @@ class ObjectTransport:
 
     def _opened(self) -> Any:
         with self._lock:
-            if self._fs is None:
-                self._fs = self._make()
+            if self._fs is None or self._process != os.getpid():  # a forked process cannot use its parent's threads
+                self._fs, self._process = self._make(), os.getpid()
             return self._fs
 
     def _facts(self, fs: Any, url: str, timeout: float) -> tuple[int, str | None]:

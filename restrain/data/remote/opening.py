@@ -77,7 +77,8 @@ def parse_bytes(text: str | None) -> int | None:
 def _fetch_index(root: str, place: Path, transport: Transport, patience: Patience) -> Index:
     try:
         name, text = _manifest(root, transport, patience)
-        size = manifest.decode(text)[0]["table_bytes"]
+        header = manifest.decode(text)[0]
+        size = header["table_bytes"]
         large = size > CHECKED_TABLE
         table = None if large else _whole(urls.join(root, TABLE), transport, patience, size)
     except Absent as error:
@@ -94,7 +95,11 @@ def _fetch_index(root: str, place: Path, transport: Transport, patience: Patienc
         index.replace(place / name, text)
     except OSError as error:
         raise WorldError(f"The cache {place} cannot be written: {error.strerror}. Name another: data.cache.") from error
-    lazily = RangedTable(urls.join(root, TABLE), size, place / "parts", transport, patience) if large else None
+    lazily = (
+        RangedTable(urls.join(root, TABLE), size, place / "parts" / f"{header['table_crc']:08x}", transport, patience)
+        if large
+        else None
+    )
     found = index.load(place, lazily)
     if found is None or found.kind != "shards":
         raise WorldError(f"The index of {urls.redact(root)} is damaged, or of another version. Make it again.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -15,12 +16,15 @@ from restrain.errors import RestrainError, WorldError
 
 FETCHERS = 4  # downloads side by side, before anybody waits for them
 KEPT = 256  # shards that are kept open at most because they are expected
+_lock = threading.RLock()  # of what all stores of this process hold open
+_stores: weakref.WeakSet[RemoteStore] = weakref.WeakSet()
 
 
 class RemoteStore:
     """Shards below a URL, each fetched whole into the cache: those expected before they are read, others when they are.
 
-    The ``keep`` last used stay open, and those expected, so that no process takes them from the cache.
+    Shards in use and those expected stay open, so that no process takes them from the cache. Without a budget the
+    ``keep`` last used do too; with one they are let go, for other stores and processes hold to the same budget.
     """
 
     def __init__(
@@ -32,20 +36,26 @@ class RemoteStore:
         patience: Patience | None = None,
         keep: int = 64,
     ):
-        self.root, self.entries, self.cache, self.keep = root, entries, cache, keep
+        self.root, self.entries, self.cache = root, entries, cache
+        self.keep = keep if cache.budget is None else 0
         self._transport, self._patience = transport, patience or Patience()
         self._open: OrderedDict[int, _Shard] = OrderedDict()
-        self._lock = threading.Lock()
         self._ahead = _Ahead(self)
+        _stores.add(self)
 
     def read(self, shard: int, offset: int, length: int) -> bytes:
-        file = self._use(shard)
+        with _lock:
+            file = self._open.setdefault(shard, _Shard())
+            self._open.move_to_end(shard)
+            file.users += 1
         try:
-            data = os.pread(self._descriptor(shard, file), length, offset)
+            data = os.pread(self._descriptor(shard, file, ahead=False), length, offset)
         except OSError as error:
             raise WorldError(f"The cache {self.cache.folder} cannot be read: {error.strerror}.") from error
         finally:
-            self._unuse(file)
+            with _lock:
+                file.users -= 1
+                self._close_idle(len(self._open) - self.keep)
         if len(data) != length:
             raise WorldError(f"{self._name(shard)} ended {length - len(data)} bytes early in {self.cache.folder}.")
         return data
@@ -53,7 +63,7 @@ class RemoteStore:
     def expect(self, shards: Sequence[int]) -> None:
         """Fetch these shards in this order, as far as the cache has room, and let go of those expected before."""
         past = self._ahead.expect(shards)
-        with self._lock:
+        with _lock:
             for shard in past:
                 if (file := self._open.get(shard)) is not None and file.users == 0:
                     self._open.pop(shard).close()
@@ -66,51 +76,66 @@ class RemoteStore:
 
     def close(self) -> None:
         self._ahead.close()
-        with self._lock:
+        with _lock:
             for file in self._open.values():
                 file.close()
             self._open.clear()
 
     def prefetch(self, shard: int) -> bool:
         """Bring a shard into the cache. False where there is no room for it, or no way to it: reading it will say."""
-        size, budget = self.entries[shard].size, self.cache.budget
-        with self._lock:
-            if (file := self._open.get(shard)) is not None and file.descriptor is not None:
-                return True
-            if budget is not None and self._held() + size > budget:
-                return False
+        with _lock:
             file = self._open.setdefault(shard, _Shard())
             file.users += 1
-            file.coming = True
         try:
-            self._descriptor(shard, file)
-            return True
+            return self._descriptor(shard, file, ahead=True) >= 0
         except (RestrainError, OSError):
             return False
         finally:
-            with self._lock:
+            with _lock:
                 file.users -= 1
-                file.coming = False
                 if self._open.get(shard) is not file:  # closed meanwhile
                     file.close()
+                elif file.descriptor is None and file.users == 0:
+                    del self._open[shard]
 
-    def _descriptor(self, shard: int, file: _Shard) -> int:
+    def _descriptor(self, shard: int, file: _Shard, ahead: bool) -> int:
+        """The shard's descriptor; -1 where it was to be fetched ahead and there is no room."""
+        waited = file.lock.locked()
         with file.lock:  # one thread fetches, the others of this shard wait for it
-            if file.descriptor is None:
-                file.descriptor = self._acquire(shard)
-            return file.descriptor
+            if file.descriptor is not None:
+                return file.descriptor
+            if waited and file.error is not None:  # who waited for a failure does not begin it again
+                raise WorldError(str(file.error))
+            if not self._reserve(shard, file, ahead):
+                return -1
+            try:
+                file.error, file.descriptor = None, self._acquire(shard)
+                return file.descriptor
+            except WorldError as error:
+                file.error = error
+                raise
+            finally:
+                file.coming = False
 
-    def _use(self, shard: int) -> _Shard:
-        with self._lock:
-            file = self._open.setdefault(shard, _Shard())
-            self._open.move_to_end(shard)
-            file.users += 1
-            self._close_idle(len(self._open) - self.keep)
-        return file
+    def _reserve(self, shard: int, file: _Shard, ahead: bool) -> bool:
+        """Count the shard as held, once this process holds little enough beside it: what is idle is closed for it, of
+        all stores that share the cache. Fetching ahead closes nothing that is expected: False is its answer then."""
+        size, budget = self.entries[shard].size, self.cache.budget
+        with _lock:
+            sharing = [store for store in _stores if store.cache.folder == self.cache.folder]
+            while budget is not None and sum(store.held() for store in sharing) + size > budget:
+                if any(store._close_idle(1) for store in sharing):
+                    continue
+                if ahead:
+                    return False
+                if not any(store._close_idle(1, expected=True) for store in sharing):
+                    break  # the cache will say that it is full
+            file.coming = True
+        return True
 
-    def _unuse(self, file: _Shard) -> None:
-        with self._lock:
-            file.users -= 1
+    def held(self) -> int:
+        """Bytes of the shards that are open, or on their way."""
+        return sum(self.entries[shard].size for shard, file in self._open.items() if file.there)
 
     def _close_idle(self, most: int, expected: bool = False) -> int:
         """Close up to ``most`` shards that no thread reads, the longest unused first. Under the lock; gives how many.
@@ -122,12 +147,7 @@ class RemoteStore:
         return len(idle)
 
     def _acquire(self, shard: int) -> int:
-        entry, budget = self.entries[shard], self.cache.budget
-        if budget is not None:
-            with self._lock:  # what this process holds open without need must not fill the cache
-                while self._held() + entry.size > budget:
-                    if not self._close_idle(1) and not self._close_idle(1, expected=True):
-                        break
+        entry = self.entries[shard]
         url = urls.join(self.root, entry.url)
         return self.cache.acquire(
             self._name(shard),
@@ -135,9 +155,6 @@ class RemoteStore:
             entry.size,
             lambda sink: fetch(self._transport, url, sink, self._patience, size=entry.size),
         )
-
-    def _held(self) -> int:
-        return sum(self.entries[shard].size for shard, file in self._open.items() if file.there)
 
     def _name(self, shard: int) -> str:
         return urls.redact(urls.join(self.root, self.entries[shard].url))
@@ -228,7 +245,8 @@ class _Shard:
     def __init__(self) -> None:
         self.descriptor: int | None = None
         self.users = 0
-        self.coming = False  # being fetched before anybody reads it
+        self.coming = False  # on its way
+        self.error: WorldError | None = None  # of the last try
         self.lock = threading.Lock()
 
     @property

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from restrain.data import index
 from restrain.data.index import Index
-from restrain.data.indexing import match_shards
+from restrain.data.indexing import expand, matches
 from restrain.errors import UserError
 
 
@@ -20,8 +20,8 @@ def indexed(root: Path, pattern: str = "*.tar", cache: str | None = None) -> Ind
             continue
         if found.kind == "folder":
             return found
-        names = set(match_shards(root, pattern)) if any(root.glob("*.tar")) else set(found.names)
-        chosen = [name for name in found.names if name in names]
+        # Against the index and not the folder: a shard that is gone is to be told, not to be left out.
+        chosen = [name for name in found.names if any(matches(name, one) for one in expand(pattern))]
         if chosen:
             return found.select(chosen)
     raise UserError(f"{root} has no index. Make one first: restrain data index {root}")

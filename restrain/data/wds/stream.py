@@ -59,6 +59,7 @@ class StreamSource:
         self.fingerprint = "stream-" + hashlib.sha256("\n".join(self._places).encode()).hexdigest()
         self._lock = threading.Lock()
         self._samples: Iterator[dict[str, Any]] | None = None
+        self._broken: WorldError | None = None
 
     def crcs(self, shard: int) -> np.ndarray:
         """Raises UserError: what will be read is not known."""
@@ -69,7 +70,13 @@ class StreamSource:
         with self._lock:
             if self._samples is None:
                 self._samples = _shuffled(self._endless())
-            stored = next(self._samples)
+            if self._broken is not None:
+                raise self._broken
+            try:
+                stored = next(self._samples)
+            except WorldError as error:
+                self._broken = error  # for every thread: what was being read has ended
+                raise
         place, key = redact(str(stored["__url__"])), str(stored.get("__key__"))
         where = f"sample {key} of {place}"
         try:
