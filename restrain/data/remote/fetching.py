@@ -90,7 +90,7 @@ def fetch(
     got, tag, cause, tried = 0, None, "", 0
     while tried < patience.tries and (left := end - time.monotonic()) > 0:
         tried += 1
-        after = 0.0
+        after, answer = 0.0, None
         try:
             answer = transport.get(url, first + got, last, tag if got else None, min(patience.stall_seconds, left))
             if size is not None and answer.total not in (None, size):
@@ -118,6 +118,9 @@ def fetch(
             raise Absent(f"{redact(url)} cannot be read: {error}. Check data.root, and the right to read it.") from None
         except Transient as error:
             cause, after = str(error), error.after
+        finally:
+            if answer is not None and (close := getattr(answer.chunks, "close", None)) is not None:
+                close()
         wait = _jitter.uniform(0, min(patience.longest_wait, patience.first_wait * 2 ** (tried - 1)))
         wait = max(after, wait)
         if tried < patience.tries and time.monotonic() + wait < end:

@@ -50,21 +50,37 @@ class HttpTransport:
         begin, total = _extent(response.status, response.headers)
         tag = response.headers.get("ETag")
         strong = None if tag is None or tag.startswith("W/") else tag
-        return Answer(begin, total, strong, self._chunks(response))
+        return Answer(begin, total, strong, _Body(response, self._errors))
 
     def close(self) -> None:
         self._pool.clear()
 
-    def _chunks(self, response: Any) -> Iterator[bytes]:
-        whole = False
+
+class _Body:
+    """What a response still has to give. Closed in the middle, or before its beginning, it gives its connection up."""
+
+    def __init__(self, response: Any, errors: type[Exception]):
+        self._response, self._errors, self._whole = response, errors, False
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
         try:
-            while data := response.read1(CHUNK, decode_content=False):
-                yield data
-            whole = True
+            data = b"" if self._whole else self._response.read1(CHUNK, decode_content=False)
         except (self._errors, OSError) as error:
+            self.close()
             raise Transient(_cause(error)) from None
-        finally:
-            response.release_conn() if whole else response.close()
+        if not data:
+            self._whole = True
+            self._response.release_conn()
+            raise StopIteration
+        return data
+
+    def close(self) -> None:
+        if not self._whole:
+            self._response.close()
+            self._response.release_conn()
 
 
 def _extent(status: int, headers: Any) -> tuple[int, int | None]:
