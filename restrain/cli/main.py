@@ -139,6 +139,8 @@ def _told(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         # Somebody's file is not as it should be: no reader or writer of ours expected it, but it says enough.
         return f"{_sentence(f'{error.filename}: {error.strerror}')} Look at that path, its permissions and its disk.", 1
+    if isinstance(error, OSError) and error.strerror:  # of a file that is open already: most often the disk is full
+        return f"{_sentence(error.strerror)} Look at the disk that is written to, and run the same command again.", 1
     if isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY):
         first = str(error).strip().partition("\n")[0]
         return (

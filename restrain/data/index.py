@@ -174,11 +174,27 @@ def load(place: str | Path, table: Any = None) -> Index | None:
             table = np.memmap(place / TABLE, np.uint8, "r") if size else np.empty(0, np.uint8)
             if size <= CHECKED_TABLE and crc32(table) != header["table_crc"]:
                 return None
-        if len(table) != size:
+        excluded = [(str(n), j, str(why)) for n, j, why in header["excluded"]]
+        if len(table) != size or not _sound(header["kind"], entries, size, excluded):
             return None
-        return Index(header["kind"], entries, table, str(place), [(n, j, why) for n, j, why in header["excluded"]])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Index(header["kind"], entries, table, str(place), excluded)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None  # absent, or half written by a process that was killed: it is made again
+
+
+def _sound(kind: str, entries: Entries, size: int, excluded: Sequence[Excluded]) -> bool:
+    """Whether the numbers of a manifest can be: somebody may have written into it."""
+    numbers = entries.numbers
+    n, first, length = numbers["nsamples"], numbers["idx"], numbers["bytes"]
+    fits = kind in ("shards", "folder") and len(entries.sha256) == len(entries) and (n >= 0).all()
+    if size and kind == "shards":
+        fits = fits and (length == 8 * n + 4).all()
+    if not fits or (first < 0).any() or (length < 0).any() or (first + length > size).any():
+        return False
+    if any("\0" in name for name in entries.urls):
+        return False
+    count = dict(zip(entries.urls, n.tolist(), strict=True)) if excluded else {}
+    return all(type(j) is int and 0 <= j < count.get(name, j + 1) for name, j, _ in excluded)
 
 
 def save(

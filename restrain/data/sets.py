@@ -24,7 +24,7 @@ from restrain.data.sources import FolderSource, ShardSource
 from restrain.data.wds.staged import StagedSource
 from restrain.data.wds.stages import Stage, find_stages
 from restrain.data.wds.stream import StreamSource
-from restrain.errors import UserError
+from restrain.errors import UserError, WorldError
 
 
 def open_source(
@@ -50,6 +50,11 @@ def open_source(
     if split == "train" and getattr(data, "mode", "") == "stream":
         return StreamSource(data, wrapped, classes)
     source = _open_files(data, split, classes, reporter)
+    if source is not None and len(source.counts) and not source.counts.sum():
+        raise WorldError(
+            f"Every sample of data.{split} in {redact(str(data.root))} is excluded by its index. Restore the shards, "
+            f"run restrain data index, or name others."
+        )
     if not wrapped or source is None:
         return source
     assert isinstance(source, ShardSource)

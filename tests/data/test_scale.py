@@ -122,3 +122,34 @@ def test_golden(tmp_path):
     assert again.fingerprint == found.fingerprint
     assert json.loads((tmp_path / "again" / manifest.MANIFEST).read_text()) == golden["manifest"]
     assert (tmp_path / "again" / index.TABLE).read_bytes() == table
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"excluded": [["train-000.tar", 99, "w"]]},
+        {"excluded": [["train-000.tar", -1, "w"]]},
+        {"excluded": [["train-000.tar", 0.5, "w"]]},
+        {"kind": "folder"},
+        {"kind": "else"},
+        {"shardlist": {"nsamples": 2**70}},
+        {"shardlist": {"nsamples": 5}},
+        {"shardlist": {"idx": -8}},
+        {"shardlist": {"bytes": 1}},
+        {"shardlist": {"sha256": ""}},
+        {"shardlist": {"url": "a\0.tar"}},
+        {"excluded": None},
+    ],
+    ids=str,
+)
+def test_numbers_that_cannot_be_are_no_index(tmp_path, change):
+    """It is made again, as one that is damaged."""
+    write_shards(tmp_path, 1, 3)
+    fingerprint = index_shards(tmp_path, ["train-000.tar"]).fingerprint
+    path = tmp_path / manifest.MANIFEST
+    found = json.loads(path.read_text())
+    for key, value in change.items():
+        found[key] = value if key != "shardlist" else [{**found[key][0], **value}]
+    path.write_text(json.dumps(found))
+    assert index.load(tmp_path) is None or change == {"kind": "folder"}
+    assert index_shards(tmp_path, ["train-000.tar"]).fingerprint == fingerprint

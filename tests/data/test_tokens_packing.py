@@ -306,3 +306,14 @@ def test_raw_tokens_are_described(tmp_path):
     (tmp_path / manifest.MANIFEST).unlink()
     with pytest.raises(WorldError, match="beyond --vocab-size 9"):
         describe(tmp_path, "u16", 9, None)
+
+
+def test_one_process_at_a_time(tmp_path):
+    import fcntl
+
+    (tmp_path / "a.txt").write_text("hello")
+    (tmp_path / "out" / ".packing").mkdir(parents=True)
+    with open(tmp_path / "out" / ".packing" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="is being packed by another process"):
+            packing.pack(tmp_path / "a.txt", tmp_path / "out", packing.Settings())

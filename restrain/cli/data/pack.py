@@ -21,7 +21,7 @@ Root = Annotated[Path | None, typer.Option(help="What a list's paths are relativ
 ImageColumn = Annotated[str | None, typer.Option(help="A list's column of paths or bytes.", show_default="by its name")]
 LabelColumn = Annotated[str | None, typer.Option(help="A list's column of labels.", show_default="by its name")]
 Size = Annotated[str, typer.Option(help="Of a shard, about: 128MB, 1GiB.")]
-Seed = Annotated[int, typer.Option(help="Of the shuffle.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the shuffle.")]
 Shuffle = Annotated[bool, typer.Option("--shuffle/--no-shuffle", help="All samples of a split, or the source's order.")]
 ShortSide = Annotated[
     int | None, typer.Option(min=1, help="LOSSY: images with a larger short side are made smaller, as JPEG.")

@@ -13,14 +13,22 @@ if TYPE_CHECKING:
     from restrain.data.index import Index
     from restrain.data.order import Order, Plan
 
+Size = Annotated[
+    int | None, typer.Option(min=1, max=10**9, help="As in a recipe.", show_default="of the recipe, or 256 in 32")
+]
+
 
 def plan(
     name: Annotated[str, typer.Argument(metavar="NAME|FILE|RUN|DIR", help="A recipe, a run, or an indexed set.")],
     overrides: Overrides = None,
     nodes: Annotated[int, typer.Option(min=1)] = 1,
     gpus: Annotated[int, typer.Option(min=1, help="Ranks of a node.")] = 8,
-    batch: Annotated[int | None, typer.Option(min=1, help="batch.global", show_default="of the recipe")] = None,
-    group: Annotated[int | None, typer.Option(min=1, help="batch.group", show_default="of the recipe")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, max=10**9, help="batch.global", show_default="of the recipe")
+    ] = None,
+    group: Annotated[
+        int | None, typer.Option(min=1, max=10**9, help="batch.group", show_default="of the recipe")
+    ] = None,
     labels: Annotated[bool, typer.Option(help="Read some labels, to see whether classes lie together.")] = True,
 ) -> None:
     """Say how a set will be read: steps, worlds that work, what nodes read and hold, how well batches are mixed.

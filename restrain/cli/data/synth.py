@@ -10,12 +10,12 @@ import typer
 
 
 def synth(
-    samples: Annotated[int, typer.Argument(min=1, metavar="N", help="Samples.")],
+    samples: Annotated[int, typer.Argument(min=1, max=10**11, metavar="N", help="Samples.")],
     target: Annotated[Path, typer.Argument(metavar="DST", help="The folder for the shards.")],
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels.")] = "500x375",
     classes: Annotated[int, typer.Option(min=1)] = 1000,
     shard_size: Annotated[str, typer.Option(help="What a shard is filled up to.")] = "128MB",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
     index_only: Annotated[bool, typer.Option("--index-only", help="No shards: an index of any size.")] = False,
 ) -> None:
     """Write a made-up set of any size, to time what reads it: pictures as large as photographs, with labels.

@@ -25,7 +25,7 @@ End = Annotated[
     str | None, typer.Option(help="Token after each document: one of the tokenizer's, new (one token more), or none.")
 ]
 Shuffle = Annotated[bool, typer.Option(help="Documents in a keyed order, or in that of the text.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of that order.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of that order.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Threads.", show_default="the cores, at most 8")]
 Raw = Annotated[str | None, typer.Option(help="u16 or u32: SRC holds raw .bin files; only write a manifest to them.")]
 Vocabulary = Annotated[int | None, typer.Option(min=1, help="With --raw: how many tokens there are.")]

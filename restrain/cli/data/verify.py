@@ -40,9 +40,11 @@ def verify(
         typer.echo(str(fault))
     if len(verdict.faults) > MOST:
         typer.echo(f"... and {len(verdict.faults) - MOST:,} more")
+    kept = f" ({len(found.excluded):,} more are excluded)" if found.excluded else ""
+    what = "shards" if found.kind == "shards" else "classes"
     how = "read and decoded" if decode else "read"
     typer.echo(
-        f"{verdict.samples:,} samples of {len(found.names)} {'shards' if found.kind == 'shards' else 'classes'} {how}, "
+        f"{verdict.samples:,} samples of {len(found.names)} {what} {how}{kept}, "
         f"{len(verdict.faults)} fault(s), {verdict.bytes / 1e6 / seconds:,.0f} MB/s"
     )
     left = verdict.faults

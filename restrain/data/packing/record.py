@@ -60,7 +60,7 @@ class Journal:
         found = []
         for shard in shards:
             record = self._shards.get(shard.name)
-            if record is not None and _holds(self._folder / shard.name, Entry(**record["entry"])):
+            if record is not None and _whole(record) and _holds(self._folder / shard.name, Entry(**record["entry"])):
                 status = os.stat(self._folder / shard.name)
                 entry = Entry(**{**record["entry"], "mtime": status.st_mtime_ns})
                 skipped = [(key, reason) for key, reason in record["skipped"]]
@@ -151,6 +151,15 @@ def check_place(folder: Path, source: Path) -> None:
             f"{folder} holds {min(own)}, which `restrain data pack` did not write. Name an empty folder, or move "
             f"it away."
         )
+
+
+def _whole(record: dict) -> bool:
+    """Whether a shard's record is one that can be used: otherwise the shard is written again."""
+    try:
+        samples, part = record["entry"]["nsamples"], base64.b64decode(record["part"])
+        return samples > 0 and len(part) == 8 * samples + 4 and record["read"] >= 0 and record["anew"] >= 0
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def _is_shard(name: str, prefixes: tuple[str, ...]) -> bool:

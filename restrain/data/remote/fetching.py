@@ -11,6 +11,7 @@ from typing import Protocol
 from restrain.data.remote.urls import redact
 from restrain.errors import WorldError
 
+MOST = 64 << 30  # bytes of an object whose size nobody says
 _jitter = random.SystemRandom()  # the process-wide generators are nobody's to read in a run
 
 
@@ -102,14 +103,16 @@ def fetch(
             skip = first + got - answer.begin
             if skip < 0:
                 raise Transient("the object changed while it was read")
-            stop = last if last is not None else answer.total
+            stop = last if last is not None else answer.total if answer.total is not None else size
             for data in _lively(answer.chunks, patience, end):
                 data, skip = data[skip:], max(0, skip - len(data))
                 if stop is not None:
                     data = data[: stop - first - got]
                 sink.write(data)
                 got += len(data)
-                if last is not None and got == last - first:
+                if got > MOST:
+                    raise Final(f"it is larger than {MOST >> 30} GB and does not say how large")
+                if stop is not None and got == stop - first:
                     break
             if stop is not None and got < stop - first:
                 raise Transient(f"the connection ended after {got} of {stop - first} bytes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
@@ -12,6 +13,7 @@ from restrain.data.remote.fetching import Answer, Final, Transient
 from restrain.errors import UserError
 
 CHUNK = 1 << 18
+NUMBER = re.compile(r"[0-9]{1,19}")
 
 
 class HttpTransport:
@@ -38,7 +40,7 @@ class HttpTransport:
             if self._process != os.getpid():  # forked: a connection answers one process
                 self._pool, self._process = self._make(), os.getpid()
             response = self._pool.request("GET", url, headers=headers, preload_content=False, timeout=limits)
-        except self._errors as error:
+        except (self._errors, ValueError) as error:  # ValueError: of a redirection to no address
             raise Transient(_cause(error)) from None
         if response.status not in (200, 206):
             after = retry_after(response.headers.get("Retry-After"))
@@ -88,11 +90,11 @@ def _extent(status: int, headers: Any) -> tuple[int, int | None]:
     if status == 206:
         span, _, total = headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
         begin = span.partition("-")[0]
-        if not begin.isdigit():
+        if not NUMBER.fullmatch(begin):
             raise Transient("HTTP 206 without a usable Content-Range")
-        return int(begin), int(total) if total.isdigit() else None
+        return int(begin), int(total) if NUMBER.fullmatch(total) else None
     length = headers.get("Content-Length", "")
-    return 0, int(length) if length.isdigit() else None
+    return 0, int(length) if NUMBER.fullmatch(length) else None
 
 
 def retry_after(value: str | None) -> float:
@@ -100,9 +102,9 @@ def retry_after(value: str | None) -> float:
     if value is None:
         return 0.0
     try:
-        return max(
-            0.0, float(value) if value.strip().isdigit() else parsedate_to_datetime(value).timestamp() - time.time()
-        )
+        if NUMBER.fullmatch(value.strip()):
+            return float(value)
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, TypeError):
         return 0.0
 

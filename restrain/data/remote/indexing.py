@@ -117,8 +117,8 @@ def _known(target: Path) -> tuple[dict[str, tuple[Entry, bytes]], dict[str, str 
     if found is None:
         return {}, {}
     try:
-        tags = json.loads((target / TAGS).read_text())["tags"]
-    except (OSError, ValueError, KeyError, TypeError):
+        tags = dict(json.loads((target / TAGS).read_text())["tags"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}, {}
     return {entry.url: (entry, found.part(i).tobytes()) for i, entry in enumerate(found.entries)}, dict(tags)
 

@@ -9,12 +9,14 @@ Every file is written beside its name and renamed, so that what is there is whol
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -78,18 +80,21 @@ def pack(
     if done is not None:
         if done.packing != request:
             raise UserError(f"{target} holds another token set already. Choose another folder, or remove that one.")
+        cut = [shard.name for shard in done.shards if _size(target / shard.name) != shard.tokens * done.stored.itemsize]
+        if cut:
+            raise WorldError(f"{target / cut[0]} is missing, cut short or changed. Remove {target}, and pack again.")
         shutil.rmtree(target / WORK, ignore_errors=True)  # killed between the manifest and the end
         reporter.say(f"{target} is packed already: {_summary(done)}")
         return done
     try:
-        _begin(target, request)
-        parts = _parts(settings, lists)
-        threads = workers or min(8, len(os.sched_getaffinity(0)))
-        todo = [(i, split, part) for i, (split, part) in enumerate(parts)]
-        _each(lambda one: _make_part(target, one[0], one[2], tokenizer, settings.reading), todo, threads, reporter)
-        lengths = [_lengths(target, i, split) for i, split, _ in todo]
-        made = _gather(target, settings, tokenizer, lengths, request, threads, reporter)
-        shutil.rmtree(target / WORK)
+        with _begun(target, request):
+            parts = _parts(settings, lists)
+            threads = workers or min(8, len(os.sched_getaffinity(0)))
+            todo = [(i, split, part) for i, (split, part) in enumerate(parts)]
+            _each(lambda one: _make_part(target, one[0], one[2], tokenizer, settings.reading), todo, threads, reporter)
+            lengths = [_lengths(target, i, split) for i, split, _ in todo]
+            made = _gather(target, settings, tokenizer, lengths, request, threads, reporter)
+            shutil.rmtree(target / WORK)
     except OSError as error:
         raise WorldError(
             f"{target} cannot be written: {error.strerror or error}. What is packed stays; mend that and run the same "
@@ -97,6 +102,13 @@ def pack(
         ) from error
     reporter.say(f"{target}: {_summary(made)}")
     return made
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1
 
 
 def _summary(made: Manifest) -> str:
@@ -115,19 +127,27 @@ def _request(settings: Settings, tokenizer: Any, source: Path, evaluation: Path 
     return record | {"tokenizer": name, "text": digest.hexdigest()}
 
 
-def _begin(target: Path, request: dict[str, Any]) -> None:
+@contextmanager
+def _begun(target: Path, request: dict[str, Any]) -> Iterator[None]:
+    """The work folder, held against other processes. Raises UserError where it is another's, or somebody holds it."""
     work = target / WORK
     if target.is_dir() and not work.is_dir() and manifest.raw_files(target):
         raise UserError(f"{target} holds .bin files that this command did not write. Choose another folder.")
     work.mkdir(parents=True, exist_ok=True)
-    plan = work / "request.json"
-    text = json.dumps(request, indent=1)
-    if plan.exists() and plan.read_text() != text and any(work.glob("*.len")):  # work that somebody may want
-        raise UserError(
-            f"{target} holds the beginnings of another packing (other settings, or the text has changed). Run the "
-            f"command it was begun with, or remove {work} and the shards beside it."
-        )
-    write(plan, text.encode())
+    with open(work / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{target} is being packed by another process. Wait for it, or end it.") from None
+        plan = work / "request.json"
+        text = json.dumps(request, indent=1)
+        if plan.exists() and plan.read_text() != text and any(work.glob("*.len")):  # work that somebody may want
+            raise UserError(
+                f"{target} holds the beginnings of another packing (other settings, or the text has changed). Run the "
+                f"command it was begun with, or remove {work} and the shards beside it."
+            )
+        write(plan, text.encode())
+        yield
 
 
 def _parts(settings: Settings, lists: dict[str, list[tuple[str, int]]]) -> list[tuple[str | None, Part]]:

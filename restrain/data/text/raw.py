@@ -28,6 +28,11 @@ def describe(
     reporter = reporter or Reporter()
     if dtype not in DTYPES:
         raise UserError(f"--raw {dtype}: raw tokens are u16 or u32, little-endian.")
+    most = 1 << 8 * DTYPES[dtype].itemsize
+    if vocab_size is not None and not 0 < vocab_size <= most:
+        raise UserError(
+            f"--vocab-size {vocab_size}: tokens of {dtype} are of at most {most} kinds. Correct one of the two."
+        )
     if manifest.load(root) is not None:
         raise UserError(f"{root} has a manifest already ({manifest.MANIFEST}). Remove it first if it is wrong.")
     paths = manifest.raw_files(root) if root.is_dir() else []
