@@ -298,3 +298,15 @@ def test_slow_storage_is_said_with_its_cause():
     assert said is not None
     assert said.startswith("data wait: 36 % of the last 2 steps")
     assert "The storage is the bound" in said
+
+
+@pytest.mark.parametrize(("bad", "fails"), [(10, False), (11, True)])
+def test_evaluation_counts_the_bad_samples_of_all_ranks(bad, fails):
+    """The reduced count is what is held to the budget, so that no world lets more pass than another."""
+    from restrain.data.filling import check_left_out
+
+    if fails:
+        with pytest.raises(WorldError, match="Too many bad samples: 11 of 40 had to be left out"):
+            check_left_out(bad, 40, 1e-4)
+    else:
+        check_left_out(bad, 40, 1e-4)

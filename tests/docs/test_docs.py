@@ -131,6 +131,8 @@ def test_the_first_steps(tmp_path: Path) -> None:
     mine = str(tmp_path / "pictures.yaml")
     ended = worlds.train(tmp_path / "runs" / "mine", [*TINY, f"data.root={tmp_path / 'pictures'}"], recipe=mine)
     assert ended.codes == [0], ended.text
+    packing = next(argv for argv in commands(START) if argv[:2] == ["data", "pack"])
+    assert run([*packing[:2], str(tmp_path / "pictures"), str(tmp_path / "shards")]) == 0
     shards = ["data.name=webdataset", f"data.root={tmp_path / 'shards'}"]
     ended = worlds.train(tmp_path / "runs" / "shards", [*TINY, *shards], recipe=mine)
     assert ended.codes == [0], ended.text

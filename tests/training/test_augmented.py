@@ -76,6 +76,8 @@ def test_growing_images_on_other_worlds_and_after_a_kill_in_the_ramp(growing: li
 class Batches(list):
     """One batch, as an evaluation loader gives it."""
 
+    samples, max_bad = 60, 1e-4
+
     def close(self) -> None:
         pass
 

@@ -72,6 +72,7 @@ def pack(source: Source, folder: Path, settings: Settings, reporter: Reporter | 
         if journal.decided is not None:
             record.check_same(folder, journal.decided["options"], options)
         packed = _Packing(source, folder, settings, options, journal, spool, reporter).run()
+        spool.close()
         record.sweep(folder)  # again: a process of a killed call may have outlived it for a moment
         return packed
     finally:
