@@ -27,6 +27,11 @@ class WorldError(RestrainError):
     exit_code = 1
 
 
+def printable(text: str) -> str:
+    """The text with its control characters escaped: names of files may hold what a terminal obeys."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` for the choice closest to ``word``, or an empty string when none is close."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)

@@ -33,7 +33,7 @@ from restrain.cli.sweep import sweep
 from restrain.cli.sync import sync
 from restrain.cli.train import resume, train
 from restrain.cli.why import why
-from restrain.errors import RestrainError, UserError, nearest
+from restrain.errors import RestrainError, UserError, nearest, printable
 
 INTERRUPTED = 130
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Unable to allocate")
@@ -159,8 +159,7 @@ def _told(error: Exception) -> tuple[str, int]:
 
 def _paragraph(text: str) -> str:
     """One paragraph, whatever was quoted: control characters are escaped, words longer than any path are cut."""
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    return re.sub(r"\S{600,}", lambda word: f"{word[0][:100]}...{word[0][-40:]}", text)
+    return re.sub(r"\S{600,}", lambda word: f"{word[0][:100]}...{word[0][-40:]}", printable(text))
 
 
 def _sentence(text: str) -> str:

@@ -317,3 +317,29 @@ def test_one_process_at_a_time(tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="is being packed by another process"):
             packing.pack(tmp_path / "a.txt", tmp_path / "out", packing.Settings())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vocab_size": -1},
+        {"vocab_size": 1.5},
+        {"document_end": "x"},
+        {"tokenizer": 5},
+        {"shards": {"tokens": 2**70}},
+        {"shards": {"tokens": None}},
+        {"shards": {"name": 7}},
+        {"shards": {"name": "../x.bin"}},
+    ],
+    ids=str,
+)
+def test_a_manifest_that_somebody_changed_is_told(tmp_path, change):
+    (tmp_path / "a.txt").write_text("hello")
+    pack(tmp_path / "a.txt", tmp_path / "out", Settings())
+    path = tmp_path / "out" / manifest.MANIFEST
+    record = json.loads(path.read_text())
+    for key, value in change.items():
+        record[key] = value if key != "shards" else [{**record[key][0], **value}]
+    path.write_text(json.dumps(record))
+    with pytest.raises(WorldError, match="is no manifest of a token set"):
+        manifest.load(tmp_path / "out")

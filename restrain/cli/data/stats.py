@@ -34,6 +34,7 @@ def stats(
     from restrain.data.sources import FolderSource, ShardSource
     from restrain.data.survey import stats as survey
     from restrain.data.survey.opening import indexed
+    from restrain.errors import printable
 
     found = indexed(folder, pattern)
     source = (ShardSource if found.kind == "shards" else FolderSource)(found, folder)
@@ -42,7 +43,7 @@ def stats(
         measured = survey.measure(source, most=most, pictures=pictures, workers=threads, reporter=reporter)
     source.close()
     for line in _lines(measured):
-        typer.echo(line)
+        typer.echo(printable(line))
     if out is not None:
         out.write_text(json.dumps(measured.as_dict(), indent=1) + "\n")
 

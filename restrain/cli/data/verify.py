@@ -29,6 +29,7 @@ def verify(
     from restrain.data.progress import console_reporter
     from restrain.data.survey import verify as survey
     from restrain.data.survey.opening import indexed
+    from restrain.errors import printable
 
     found = indexed(folder, pattern)
     began = time.perf_counter()
@@ -37,7 +38,7 @@ def verify(
         verdict = survey.verify(folder, found, decode=decode, workers=threads, reporter=reporter)
     seconds = time.perf_counter() - began
     for fault in verdict.faults[:MOST]:
-        typer.echo(str(fault))
+        typer.echo(printable(str(fault)))
     if len(verdict.faults) > MOST:
         typer.echo(f"... and {len(verdict.faults) - MOST:,} more")
     kept = f" ({len(found.excluded):,} more are excluded)" if found.excluded else ""

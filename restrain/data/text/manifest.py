@@ -78,7 +78,7 @@ def load(root: str | Path) -> Manifest | None:
         record = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WorldError(f"{path} cannot be read: {error}. Restore it, or pack the text again.") from error
     try:
         version = record.pop("version")
@@ -86,6 +86,7 @@ def load(root: str | Path) -> Manifest | None:
             raise WorldError(f"{path} is of version {version!r}; this Restrain reads {VERSION}. Pack the text again.")
         record["shards"] = [Shard(**shard) for shard in record["shards"]]
         manifest = Manifest(**record)
+        _check_types(manifest)
         if manifest.dtype not in DTYPES or manifest.vocab_size > 1 << (8 * manifest.stored.itemsize):
             raise WorldError(
                 f"{path} says dtype {manifest.dtype!r} and {manifest.vocab_size} tokens, which do not fit together "
@@ -94,6 +95,19 @@ def load(root: str | Path) -> Manifest | None:
         return manifest
     except (KeyError, TypeError, AttributeError) as error:
         raise WorldError(f"{path} is no manifest of a token set ({error}). Restore it, or pack again.") from error
+
+
+def _check_types(manifest: Manifest) -> None:
+    """Raises TypeError for what is not of the kind that was written: somebody may have changed it."""
+    end = manifest.document_end
+    numbers = [manifest.vocab_size, *(n for shard in manifest.shards for n in (shard.tokens, shard.documents))]
+    if not all(type(n) is int and 0 <= n < 1 << 62 for n in [*numbers, *([] if end is None else [end])]):
+        raise TypeError("a number in it is none, or cannot be")
+    texts = [t for shard in manifest.shards for t in (shard.name, shard.sha256, shard.idx_sha256)]
+    if not all(isinstance(text, str) and "\0" not in text for text in texts) or manifest.vocab_size == 0:
+        raise TypeError("a name in it is none")
+    if any("/" in shard.name or not isinstance(manifest.tokenizer, dict) for shard in manifest.shards):
+        raise TypeError("it names files outside its folder")
 
 
 def raw_files(root: Path) -> list[Path]:
