@@ -67,7 +67,7 @@ class Gpt(nn.Module):
     ) -> Tensor:
         """``documents_BT`` int64: tokens see those of their own document alone. ``caches``, one a block: ``tokens_BT``
         go on from what they hold, which is extended. Raises UserError for a sequence beyond the context."""
-        rows, tokens = tokens_BT.shape
+        tokens = tokens_BT.shape[1]
         first = caches[0].tokens if caches else 0
         if first + tokens > self.spec.context:
             raise UserError(too_long(first + tokens, self.spec.context))
@@ -109,8 +109,9 @@ def causal_documents(documents_BT: Tensor) -> Tensor:
 def too_long(tokens: int, context: int) -> str:
     """Why a sequence is refused."""
     return (
-        f"A sequence of {tokens} tokens does not fit the model, whose positions end at {context} (model.shape.context). "
-        f"Shorten the sequences of the data, or build the model with model.shape.context={tokens}."
+        f"A sequence of {tokens} tokens does not fit the model, whose positions end at {context} "
+        f"(model.shape.context). Shorten the sequences of the data, or build the model with "
+        f"model.shape.context={tokens}."
     )
 
 

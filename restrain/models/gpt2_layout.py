@@ -1,7 +1,7 @@
 """GPT-2's published files: their names of tensors, and matrices stored the other way round.
 
-``h.0.attn.c_attn.weight`` (with or without ``transformer.`` before it) is [in, out], for x W; a linear layer's weight is
-[out, in], for x W^T.
+``h.0.attn.c_attn.weight`` (with or without ``transformer.`` before it) is [in, out], for x W; a linear layer's weight
+is [out, in], for x W^T.
 """
 
 from __future__ import annotations

@@ -25,9 +25,10 @@ class TransformerSpec:
     """What all blocks of a transformer share. The recipe's names: model.shape and model.transformer.
 
     ``depth`` blocks of ``width`` channels and ``heads``; ``mlp``: channels inside the MLP in multiples of the width. 0
-    stands for what follows from the others or has to be said (:meth:`asked`). ``order``: the norm before each branch (pre), after each join
-    (post, Vaswani et al. 2017), or after joins whose shortcut is scaled up (deepnorm, Wang et al. 2022). ``init``: the
-    rule of :data:`.initial.RULES` for the projections. ``zero``: branches end in zeros instead, and start as nothing.
+    stands for what follows from the others or has to be said (:meth:`asked`). ``order``: the norm before each branch
+    (pre), after each join (post, Vaswani et al. 2017), or after joins with a larger shortcut (deepnorm, Wang et al.
+    2022). ``init``: the rule of :data:`.initial.RULES` for the projections. ``zero``: branches end in zeros instead, so
+    that a block starts as its shortcut.
     """
 
     SHAPE: ClassVar[tuple[str, ...]] = ("depth", "width", "heads", "mlp")

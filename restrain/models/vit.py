@@ -149,13 +149,14 @@ class Vit(nn.Module):
         tokens = [token for token in (self.cls_token, self.reg_token, self.pos_embed) if token is not None]
         return {"stem": [self.patch_embed, *tokens], "head": [self.head]}[name]
 
-    def fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def resize(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of a model that saw images of another size: its position embeddings for this size."""
         found, own = dict(tensors), self.pos_embed
         given = found.get("pos_embed")
-        if own is not None and given is not None and given.shape[1] != own.shape[1]:
-            if math.isqrt(given.shape[1] - self.placed) ** 2 == given.shape[1] - self.placed:
-                found["pos_embed"] = resized(given, self.placed, (self.grid, self.grid))
+        if own is None or given is None or given.shape[1] == own.shape[1]:
+            return found
+        if math.isqrt(given.shape[1] - self.placed) ** 2 == given.shape[1] - self.placed:
+            found["pos_embed"] = resized(given, self.placed, (self.grid, self.grid))
         return found
 
 
