@@ -4,7 +4,7 @@ Closed and strict: an unknown key, a string where a number belongs or a missing 
 ``name`` are unions told apart by it. What depends on more than one section is in ``checks.py``.
 """
 
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
@@ -12,7 +12,7 @@ from restrain.errors import nearest
 from restrain.recipe import checks
 from restrain.recipe.base import AsTuple, Auto, Length, Moment, NonNegative, Positive, PositiveFloat, Section, Span
 from restrain.recipe.schema_data import PACKAGE_NAME, Data
-from restrain.recipe.schema_optim import CrossEntropy, Ema, Loss, Optimizer, Schedule
+from restrain.recipe.schema_optim import CrossEntropy, Ema, Loss, NextToken, Objective, Optimizer, Schedule
 from restrain.recipe.schema_run import Checkpoint, Evaluate, Expect, Parallel, Profile, Track
 
 OwnModel = Literal[
@@ -92,6 +92,12 @@ class Init(Section):
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
 
+if TYPE_CHECKING:
+    Classes = int  # once it is settled, that is everywhere but in the checks of a recipe
+else:
+    Classes = Auto | Annotated[int, Field(ge=2)]
+
+
 class Model(Section):
     """The network."""
 
@@ -99,7 +105,9 @@ class Model(Section):
         description="ImageNet sizes (resnet50) or CIFAR sizes (cifar_resnet20), He et al. 2015; any of timm's, as "
         "timm/convnext_tiny; or one of an installed package, as PACKAGE/NAME."
     )
-    classes: Annotated[int, Field(ge=2)] = Field(description="Number of classes.")
+    classes: Classes = Field(
+        description="Number of classes; of a language model the tokens that it can say, auto: those of the data."
+    )
     in_chans: Positive = Field(default=3, description="Channels of the input: 3 for colour, 1 for grey.")
     join: Join = Field(default=AddJoin(name="add"), description="Where a branch meets the residual stream.")
     zero_init: Auto | bool = Field(
@@ -175,15 +183,19 @@ class Batch(Section):
 class Recipe(Section):
     """Everything that defines a run. Keys in the order in which a recipe is read."""
 
-    task: Literal["classify"] | Annotated[str, Field(pattern=PACKAGE_NAME)] = Field(
+    task: Literal["classify", "language"] | Annotated[str, Field(pattern=PACKAGE_NAME)] = Field(
         default="classify",
-        description="What is learned: image classification, or what PACKAGE/NAME of an installed package says.",
+        description="What is learned: image classification, language (`objective`), or what PACKAGE/NAME of an "
+        "installed package says.",
     )
     model: Model = Field(description="The network.")
     data: Data = Field(description="Where samples come from and how they are augmented.")
     resolution: Resolution = Field(default=Resolution(), description="Image sizes.")
     mix: Mix = Field(default=Mix(), description="Mixing of images and labels.")
     loss: Loss = Field(default=CrossEntropy(name="cross_entropy"), description="Training loss.")
+    objective: Objective = Field(
+        default=NextToken(name="next_token"), description="What a language model says: the next token, or masked ones."
+    )
     batch: Batch = Field(description="Samples of an optimizer step.")
     length: Length = Field(description="Length of the run: epochs (90ep) or optimizer steps (64000st).")
     optimizer: Optimizer = Field(description="Rule by which weights move.")
