@@ -269,12 +269,12 @@ def build_model_on(recipe: Recipe, device: torch.device, seed: int, own: Build |
 
 
 def check_model(recipe: Recipe, own: Build | None = None) -> None:
-    """Raises UserError for a model that cannot be trained on what the data are, before a run folder is made for it."""
-    if is_foreign(recipe.model.name) or recipe.data.kind == "tokens":
-        with torch.device("meta"):
-            model = build_model(recipe.model.model_dump(), recipe.seed, image_sides(recipe), own)
-        if recipe.data.kind == "tokens":
-            check_speaks(recipe, model)
+    """Raises UserError for a model that cannot be built, or trained on what the data are, before a run folder is made
+    for it."""
+    with torch.device("meta"):
+        model = build_model(recipe.model.model_dump(), recipe.seed, image_sides(recipe), own)
+    if recipe.data.kind == "tokens":
+        check_speaks(recipe, model)
 
 
 def check_speaks(recipe: Recipe, model: nn.Module) -> None:

@@ -42,7 +42,7 @@ CASES = {
     "Did you mean 'sgd'?",
     "optimizer=adamw": "optimizer: 'adamw' is a name; write optimizer.name=adamw.",
     "model=resnet50": "model: 'resnet50' is not a section with the keys name, classes, in_chans, join, zero_init, freeze, "
-    "drop_path, stem, downsample, blurpool, init.",
+    "drop_path, stem, downsample, blurpool, shape, transformer, init.",
     "precision=bf-16": "precision: 'bf-16' is not one of auto, fp32, bf16, fp16, fp64. Did you mean 'bf16'?",
     "length=90": "length: '90' has no unit; it takes a duration in ep (epochs) or st (optimizer steps).",
     "length=30min": "length = 30min has a unit that makes no sense here; write ep (epochs) or st (optimizer steps).",
@@ -118,7 +118,7 @@ def test_several_problems_are_one_paragraph() -> None:
 
 def test_what_is_missing_is_said(write) -> None:
     told = refusal(write("model: {name: resnet18}\ndata: {root: x}\n"))
-    assert "(1) mine.yaml:1: model.classes is missing: number of classes; of a language model" in told
+    assert "(1) mine.yaml:1: model.classes is missing: number of classes." in told
     assert "mine.yaml:2: data.name is missing: one of folder, webdataset, package, digits, tokens, text." in told
     assert "mine.yaml: batch is missing: samples of an optimizer step." in told
 
