@@ -27,7 +27,12 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], int]] = [
     ("deit3_small_patch16_224", {}, {}, SIDE),
     ("vit_medium_patch16_reg4_gap_256", {}, {}, SIDE),
     ("vit_tiny_patch16_224", MEAN, TIMMS_MEAN, SIDE),
-    ("vit_tiny_patch16_224", {"transformer": {"registers": 3, "qk_norm": True}}, {"reg_tokens": 3, "qk_norm": True}, 48),
+    (
+        "vit_tiny_patch16_224",
+        {"transformer": {"registers": 3, "qk_norm": True}},
+        {"reg_tokens": 3, "qk_norm": True},
+        48,
+    ),
 ]
 LARGE = [(name, {}, {}, 32) for name in ("deit3_base_patch16_224", "vit_large_patch16_224")]
 IDS = [f"{name}{'-'.join(['', *more.get('transformer', {})])}" for name, more, _, _ in CASES]
@@ -149,9 +154,7 @@ def test_positions_of_weights_of_another_size_are_resized_and_said(name):
         fit_weights(small, large.state_dict(), "some file", interpolate=False)
     fitted = fit_weights(small, theirs.state_dict(), "some file")
     width = small.spec.width
-    assert fitted.notices == [
-        f"pos_embed resized from [1, {36 + prefix}, {width}] to [1, {16 + prefix}, {width}]"
-    ]
+    assert fitted.notices == [f"pos_embed resized from [1, {36 + prefix}, {width}] to [1, {16 + prefix}, {width}]"]
     expected = timm.layers.resample_abs_pos_embed(large.pos_embed.detach(), [4, 4], num_prefix_tokens=prefix)
     torch.testing.assert_close(fitted.tensors["pos_embed"], expected)
     load_weights(small, fitted)
