@@ -7,6 +7,7 @@ timm has none; names, channels and weights are torchvision's. Without the paper'
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .dropout import KeyedDropout
@@ -16,6 +17,7 @@ from .wish import Wish
 
 DROPOUT = 0.5  # Krizhevsky et al. 2012, section 4.2: before the first two linear layers
 HIDDEN = 4096  # units of these
+SIDE = 6  # pixels that the first looks at
 
 
 class AlexNet(nn.Module):
@@ -44,10 +46,9 @@ class AlexNet(nn.Module):
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, stride=2),
         )
-        self.avgpool = nn.AdaptiveAvgPool2d(6)
         self.classifier = nn.Sequential(
             KeyedDropout(DROPOUT),
-            Linear(256 * 6 * 6, HIDDEN),
+            Linear(256 * SIDE * SIDE, HIDDEN),
             nn.ReLU(inplace=True),
             KeyedDropout(DROPOUT),
             Linear(HIDDEN, HIDDEN),
@@ -56,7 +57,10 @@ class AlexNet(nn.Module):
         )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.classifier(self.avgpool(self.features(x_BCHW)).flatten(1))
+        x_BCHW = self.features(x_BCHW)
+        if x_BCHW.shape[2:] != (SIDE, SIDE):  # of other images than 224 pixels
+            x_BCHW = F.adaptive_avg_pool2d(x_BCHW, SIDE)
+        return self.classifier(x_BCHW.flatten(1))
 
     def part(self, name: str) -> list[nn.Module]:
         """The modules of ``stem`` (the first convolution) or ``head``, for freezing and the like."""

@@ -2,9 +2,9 @@
 
 Shapes: B rows, C channels, H and W pixels, K classes; k is the growth rate, the channels that a layer appends.
 
-ImageNet sizes are DenseNet-BC (table 1) with timm's names, so its weights load. CIFAR sizes are section 4.2: three dense
-blocks of equal length, without or with bottleneck and compression (BC). Each dense layer is a residual block of its
-own, whose join is ``concat``; a transition stands between two of them and belongs to no block.
+ImageNet sizes are DenseNet-BC (table 1) with timm's names, so its weights load. CIFAR sizes are section 4.2: three
+dense blocks of equal length, without or with bottleneck and compression (BC). Each dense layer is a residual block of
+its own, whose join is ``concat``; a transition stands between two dense blocks and belongs to none.
 """
 
 from __future__ import annotations
@@ -155,8 +155,8 @@ def build(spec: DenseNetSpec, wish: Wish) -> DenseNet:
     """A DenseNet of the given size with the recipe's drop path; UserError for any join but ``concat``."""
     if not wish.join.concatenates:
         raise UserError(
-            f"model.join.name is {wish.join.name!r}, but {wish.name} appends each branch to its stream: set "
-            f"model.join.name=concat. Its layers differ in width from their stream, so no other join fits."
+            f"model.join.name is {wish.join.name!r}, but {wish.name} appends each branch to its stream, whose width "
+            f"the branch does not have: set model.join.name=concat, or leave model.join out."
         )
     if wish.zero_init:
         raise UserError(

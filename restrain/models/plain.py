@@ -13,7 +13,7 @@ def refuse_residual(wish: Wish) -> None:
     if wish.join.name != "none":
         raise UserError(
             f"model.join.name is {wish.join.name!r}, but {wish.name} is a plain net without residual blocks, so "
-            f"nothing joins: set model.join.name=none. The same depth with shortcuts is a ResNet's (resnet18, resnet34)."
+            f"nothing joins: set model.join.name=none, or leave model.join out. With shortcuts there is resnet18."
         )
     if wish.options.get("zero_init", "auto") is True:
         raise UserError(f"model.zero_init is true, but {wish.name} has no branches that could start at zero.")

@@ -2,10 +2,10 @@
 
 Shapes: B rows, C channels, H and W pixels, K classes.
 
-ImageNet sizes have timm's names and strides, so its ``resnetv2_50`` and the others load; 200 layers, which timm has not,
-are those of the paper (3, 24, 36 and 3 blocks). CIFAR sizes are sections 3 and 4 of the paper: 6n + 2 layers of basic
-blocks with shortcuts without parameters, or 9n + 2 of bottlenecks with projections, whose first convolution strides as
-in the authors' own code (KaimingHe/resnet-1k-layers).
+ImageNet sizes have timm's names and strides, so its ``resnetv2_50`` and the others load; 200 layers, which timm has
+not, are those of the paper (3, 24, 36 and 3 blocks). CIFAR sizes are sections 3 and 4 of the paper: 6n + 2 layers of
+basic blocks with shortcuts without parameters, or 9n + 2 of bottlenecks with projections, whose first convolution
+strides as in the authors' own code (KaimingHe/resnet-1k-layers).
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from .wish import Wish
 
 class ZeroConv2d(Conv2d):
     """A convolution that starts at zero: a pre-activation branch ends in one, and not in a norm with a scale."""
+
+    initial_scale = 0.0
 
     def fills(self) -> dict[str, Fill]:
         return {"weight": ZERO}

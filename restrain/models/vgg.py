@@ -4,7 +4,8 @@ Shapes: B rows, C channels, H and W pixels, K classes.
 
 The names are timm's, not torchvision's: timm writes the first two linear layers as convolutions (the paper's section
 3.2 at test time), so the nets take images of any size from 32 pixels on, and timm's weights of all four load. The
-numbers are torchvision's, whose weights timm's are.
+numbers are torchvision's, whose weights timm's are. ``cifar_vgg16_bn`` is the same convolutions for images of 32
+pixels, whose one remaining pixel a single linear layer classifies.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ HIDDEN, SIDE = 4096, 7  # units of these, and the pixels that they look at
 
 @dataclass(frozen=True)
 class VGGSpec:
-    """A size: 3x3 convolutions of each stage (table 1, columns D and E); ``norm``: BatchNorm behind each of them."""
+    """A size: 3x3 convolutions of each stage (table 1, columns D and E); ``norm``: BatchNorm behind each of them;
+    ``hidden``: with the two hidden linear layers, whose weights are nine tenths of the net."""
 
     depths: tuple[int, ...]
     norm: bool = False
+    hidden: bool = True
 
     widths = (64, 128, 256, 512, 512)
 
@@ -58,10 +61,10 @@ class PreLogits(nn.Module):
 class Head(nn.Module):
     """Mean over the places that the image has room for, dropout, and the linear classifier."""
 
-    def __init__(self, classes: int):
+    def __init__(self, chans: int, classes: int, dropout: float):
         super().__init__()
-        self.drop = KeyedDropout(DROPOUT)
-        self.fc = Linear(HIDDEN, classes)
+        self.drop = KeyedDropout(dropout)
+        self.fc = Linear(chans, classes)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.fc(self.drop(x_BCHW.mean((2, 3))))
@@ -81,8 +84,8 @@ class VGG(nn.Module):
                 chans = width
             layers.append(nn.MaxPool2d(2, stride=2))
         self.features = nn.Sequential(*layers)
-        self.pre_logits = PreLogits(chans)
-        self.head = Head(wish.classes)
+        self.pre_logits = PreLogits(chans) if spec.hidden else nn.Identity()
+        self.head = Head(HIDDEN, wish.classes, DROPOUT) if spec.hidden else Head(chans, wish.classes, 0.0)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.head(self.pre_logits(self.features(x_BCHW)))
@@ -97,6 +100,7 @@ SPECS: dict[str, VGGSpec] = {
     "vgg19": VGGSpec((2, 2, 4, 4, 4)),
     "vgg16_bn": VGGSpec((2, 2, 3, 3, 3), norm=True),
     "vgg19_bn": VGGSpec((2, 2, 4, 4, 4), norm=True),
+    "cifar_vgg16_bn": VGGSpec((2, 2, 3, 3, 3), norm=True, hidden=False),
 }
 
 

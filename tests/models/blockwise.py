@@ -1,4 +1,4 @@
-"""What every family with joins owes: the trunk without branches is its skip path, and the branches rebuild the output."""
+"""What every family with joins owes: its trunk without branches is the skip path, its branches rebuild the output."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from restrain.models import build_model, named_joins, residual_blocks, set_factors
-from restrain.parallel.blocks import apply_remat
 
 from .parity import randomise
 
@@ -53,16 +52,3 @@ def check_skip_path(model: nn.Module, x: Tensor) -> Tensor:
     assert not torch.allclose(model(x), dropped), "the branches do nothing, so the test proves nothing"
     torch.testing.assert_close(skipped, dropped, rtol=0, atol=0)
     return dropped
-
-
-def check_remat(model: nn.Module, x: Tensor) -> None:
-    """Recomputed blocks give the same gradients, bit by bit."""
-    grads = []
-    for _ in range(2):
-        all_factors(model, len(x), 1.5)
-        model.zero_grad()
-        model(x).square().sum().backward()
-        grads.append([p.grad for p in model.parameters() if p.grad is not None])
-        apply_remat(model)
-    assert len(grads[0]) == len(grads[1]) > 0
-    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))

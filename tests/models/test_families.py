@@ -35,6 +35,10 @@ class Case(NamedTuple):
 # One line a family, or several where its networks differ in kind.
 CASES = {
     "resnet": [Case({"name": "cifar_resnet20"}), Case({"name": "resnet50"}, side=64)],
+    "preact": [Case({"name": "cifar_preresnet20"}), Case({"name": "resnetv2_50"}, side=64)],
+    "shared": [Case({"name": "cifar_shared_resnet20"})],
+    "densenet": [Case({"name": "cifar_densenetbc100_k12"}, side=8), Case({"name": "densenet121"}, side=64)],
+    "plain": [Case({"name": "cifar_vgg16_bn"}, side=32)],
 }
 ALL = [(family, case) for family, cases in CASES.items() for case in cases]
 IDS = [case.section["name"] for _, case in ALL]

@@ -22,7 +22,7 @@ NONE = {"name": "none"}
 VGGS = ["vgg16", "vgg19", "vgg16_bn", "vgg19_bn"]
 NAMES = [*VGGS, "alexnet"]
 HIDDEN = 24  # units of the linear layers here: at full size two such models and their gradients fill 4 GB
-SIZES = {"alexnet": [(64, 64), (64, 224)]} | dict.fromkeys(VGGS, [(32, 64), (32, 256)])
+SIZES = {name: [(32, 64), (32, 256)] for name in VGGS} | {"alexnet": [(64, 64), (64, 224)]}
 
 
 def undropped(model: nn.Module) -> nn.Module:
@@ -132,7 +132,10 @@ def test_stem_and_head(name, head):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({}, r"model\.join\.name is 'add', but .* is a plain net without residual blocks.*model\.join\.name=none"),
+        (
+            {"join": {"name": "add"}},
+            r"join\.name is 'add', but .* is a plain net .*model\.join\.name=none",
+        ),
         ({"join": {"name": "gate"}}, r"model\.join\.name is 'gate', but"),
         ({"join": NONE, "drop_path": {"rate": 0.1}}, r"model\.drop_path\.rate is 0\.1, but .*no path to drop"),
         ({"join": NONE, "zero_init": True}, r"model\.zero_init is true, but"),

@@ -10,7 +10,7 @@ from restrain.models import build_model, init_model, materialise, residual_block
 from restrain.models.weights import fit_weights, load_weights
 from restrain.optim.groups import parameter_groups
 
-from .blockwise import check_remat, check_skip_path, training_model
+from .blockwise import check_skip_path, training_model
 from .parity import images, on_meta, randomise
 
 MAPPING = {"name": "cifar_shared_resnet20", "classes": 10}
@@ -80,10 +80,6 @@ def test_the_optimizer_sees_each_weight_once():
 
 def test_without_branches_the_trunk_is_the_skip_path():
     check_skip_path(training_model("cifar_shared_resnet20"), images(16, rows=4))
-
-
-def test_recomputed_steps_have_the_same_gradients():
-    check_remat(training_model("cifar_shared_resnet20"), images(16, rows=4))
 
 
 def test_its_plain_counterpart_is_a_recurrent_net_without_shortcuts():
