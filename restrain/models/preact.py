@@ -187,6 +187,17 @@ class Stage(nn.Module):
         return self.blocks(x_BCHW)
 
 
+class Head(nn.Module):
+    """Mean over H and W, and the classifier: logits [B, K]."""
+
+    def __init__(self, chans: int, classes: int):
+        super().__init__()
+        self.fc = ClassifierConv2d(chans, classes)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.fc(x_BCHW.mean((2, 3), keepdim=True)).flatten(1)
+
+
 class PreActResNet(nn.Module):
     """stem -> stages -> norm, relu -> global average -> classifier.
 
@@ -225,13 +236,10 @@ class PreActResNet(nn.Module):
             stages.append(Stage(blocks))
         self.stages = nn.Sequential(*stages)
         self.norm = GroupedBatchNorm2d(chans)
-        self.head = nn.Module()
-        self.head.fc = ClassifierConv2d(chans, wish.classes)
+        self.head = Head(chans, wish.classes)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        x_BCHW = self.stages(self.stem(x_BCHW))
-        x_BC11 = F.relu(self.norm(x_BCHW)).mean((2, 3), keepdim=True)
-        return self.head.fc(x_BC11).flatten(1)
+        return self.head(F.relu(self.norm(self.stages(self.stem(x_BCHW)))))
 
     def part(self, name: str) -> list[nn.Module]:
         """The modules of ``stem`` or ``head``, for freezing and the like."""

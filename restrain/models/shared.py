@@ -8,7 +8,7 @@ and statistics of its own at each step (the paper's time-specific normalisation)
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .blocks import residual_blocks
 from .resnet import BasicBlock, ResNet, ResNetSpec
@@ -21,7 +21,7 @@ def share_convolutions(stage: nn.Module) -> None:
 
     The first convolution of a stage that widens is of a shape of its own, and so tied to none.
     """
-    first: dict[tuple[str, torch.Size], nn.Parameter] = {}
+    first: dict[tuple[str, torch.Size], Tensor] = {}
     for _, block in residual_blocks(stage):
         for name, conv in block.named_children():
             if isinstance(conv, nn.Conv2d):
