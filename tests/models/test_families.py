@@ -32,6 +32,7 @@ class Case(NamedTuple):
     side: int = 16
 
 
+MODERN = {"position": "rotary", "norm": "rmsnorm", "activation": "swiglu", "tied": False, "dropout": 0.1}
 # One line a family, or several where its networks differ in kind.
 CASES = {
     "resnet": [Case({"name": "cifar_resnet20"}), Case({"name": "resnet50"}, side=64)],
@@ -39,6 +40,16 @@ CASES = {
     "shared": [Case({"name": "cifar_shared_resnet20"})],
     "densenet": [Case({"name": "cifar_densenetbc100_k12"}, side=8), Case({"name": "densenet121"}, side=64)],
     "plain": [Case({"name": "cifar_vgg16_bn"}, side=32)],
+    "vit": [
+        Case({"name": "vit", "shape": {"depth": 3, "width": 32, "heads": 2, "patch": 4}}),
+        Case({"name": "vit_tiny_patch16_224", "shape": {"depth": 2}, "transformer": {"order": "post"}}, side=32),
+        Case({"name": "deit3_small_patch16_224", "shape": {"depth": 2, "width": 64, "heads": 2}}, side=32),
+    ],
+    "gpt": [
+        Case({"name": "gpt", "shape": {"depth": 3, "width": 32, "heads": 2, "context": 16}}, "tokens"),
+        Case({"name": "gpt2", "shape": {"depth": 2, "width": 32, "heads": 2}, "transformer": MODERN}, "tokens"),
+    ],
+    "bert": [Case({"name": "bert", "shape": {"depth": 3, "width": 32, "heads": 2, "context": 16}}, "tokens")],
 }
 ALL = [(family, case) for family, cases in CASES.items() for case in cases]
 IDS = [case.section["name"] for _, case in ALL]
