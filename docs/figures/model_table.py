@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from restrain.insight.cost import forward_macs
+from restrain.insight.cost import forward_macs, input_macs
 from restrain.models import build_model
 
 PAGE = Path(__file__).parents[1] / "models.md"
@@ -27,7 +26,8 @@ BEGIN, END = "<!-- begin: docs/figures/model_table.py -->\n", "<!-- end -->\n"
 class Row:
     """A network and what is published of it. ``params``: millions, ``macs``: 10^9 multiply-adds of one input, as the
     source prints them, "" where it does not; ``why``: why ours differ, where they do; ``section``: more of the recipe's
-    ``model`` section; ``tokens``: of a language model's input, which is not an image."""
+    ``model`` section; ``tokens``: of a language model's input; ``side``: of an image in pixels, where it is not that of
+    its kind."""
 
     name: str
     source: str
@@ -36,6 +36,12 @@ class Row:
     why: str = ""
     section: Mapping[str, Any] = field(default_factory=dict)
     tokens: int = 0
+    side: int = 0
+
+    @property
+    def is_cifar(self) -> bool:
+        """Images of 32 pixels and 10 classes, else 224 and 1000."""
+        return self.name.startswith("cifar_")
 
 
 HE = "He et al. 2015, arXiv:1512.03385, table 1"
@@ -49,10 +55,21 @@ DENSE = "Huang et al. 2016, arXiv:1608.06993, table 2"
 SHARED = "Liao and Poggio 2016, arXiv:1604.03640"
 VGG = "Simonyan and Zisserman 2014, arXiv:1409.1556, table 2; He et al. 2015, section 3.4"
 ALEX = "Krizhevsky et al. 2012, abstract; Krizhevsky 2014, arXiv:1404.5997"
+VIT = "Dosovitskiy et al. 2020, arXiv:2010.11929, table 1"
+DEIT = "Touvron et al. 2020, arXiv:2012.12877, table 1"
+DEIT3 = "Touvron et al. 2022, arXiv:2204.07118, the table of its repository"
+GPT2 = "Radford et al. 2019, table 2"
+GPT3 = "Brown et al. 2020, arXiv:2005.14165, table D.1"
+BERT = "Devlin et al. 2018, arXiv:1810.04805, section 3"
 
 STRIDE = "the 3x3 convolution of a bottleneck strides (v1.5), in the paper the 1x1 before it"
 NO_NORMS = "the source leaves BatchNorm out"
 LINEAR = "linear layers count"
+HEAD = "the paper's has another head"
+MISCOUNTED = "the published files hold what ours hold, and openai/gpt-2 says that the table was wrong"
+POOLER = "the paper counts the pooler of its second task, and rounds"
+GPT2_INPUT: dict[str, Any] = {"section": {"classes": 50257}, "tokens": 1024}
+BERT_INPUT: dict[str, Any] = {"section": {"classes": 30522}, "tokens": 512}
 
 # Another network is a line here.
 ROWS: Sequence[Row] = (
@@ -96,18 +113,36 @@ ROWS: Sequence[Row] = (
     Row("vgg19_bn", TORCHVISION, params="143.678", macs="19.632"),
     Row("cifar_vgg16_bn", "the convolutions of vgg16_bn"),
     Row("alexnet", ALEX, params="60", why="the form for one processor, of other widths"),
+    Row("vit_tiny_patch16_224", TIMM, params="5.72"),
+    Row("vit_small_patch16_224", TIMM, params="22.05"),
+    Row("vit_base_patch16_224", VIT, params="86"),
+    Row("vit_large_patch16_224", VIT, params="307", why=HEAD),
+    Row("vit_huge_patch14_224", VIT, params="632"),
+    Row("vit_medium_patch16_reg4_gap_256", TIMM, params="38.88", side=256),
+    Row("vit_base_patch16_reg4_gap_256", TIMM, params="86.62", side=256),
+    Row("deit_tiny_patch16_224", DEIT, params="5"),
+    Row("deit_small_patch16_224", DEIT, params="22"),
+    Row("deit_base_patch16_224", DEIT, params="86"),
+    Row("deit3_small_patch16_224", DEIT3, params="22.0", macs="4.6"),
+    Row("deit3_medium_patch16_224", TIMM, params="38.85"),
+    Row("deit3_base_patch16_224", DEIT3, params="86.6", macs="17.5"),
+    Row("deit3_large_patch16_224", DEIT3, params="304.4", macs="61.6"),
+    Row("deit3_huge_patch14_224", DEIT3, params="632.1", macs="167.4"),
+    Row("gpt2", GPT2, params="117", why=MISCOUNTED, **GPT2_INPUT),
+    Row("gpt2_medium", GPT2, params="345", why=MISCOUNTED, **GPT2_INPUT),
+    Row("gpt2_large", GPT2, params="762", why=MISCOUNTED, **GPT2_INPUT),
+    Row("gpt2_xl", GPT2, params="1542", why=MISCOUNTED, **GPT2_INPUT),
+    Row("gpt3_175b", GPT3, params="174600", why="the table rounds to 100 M", section={"classes": 50257}, tokens=2048),
+    Row("bert_base", BERT, params="110", **BERT_INPUT),
+    Row("bert_large", BERT, params="340", why=POOLER, **BERT_INPUT),
 )
 
 
 def model_of(row: Row) -> nn.Module:
     """The row's network on the meta device."""
     with torch.device("meta"):
-        return build_model({"name": row.name, "classes": 10 if is_cifar(row) else 1000, **row.section})
-
-
-def is_cifar(row: Row) -> bool:
-    """Images of 32 pixels and 10 classes, else 224 and 1000."""
-    return row.name.startswith("cifar_")
+        classes = 10 if row.is_cifar else 1000
+        return build_model({"name": row.name, "classes": classes, **row.section}, sides=(row.side,) if row.side else ())
 
 
 @cache
@@ -116,17 +151,20 @@ def counted(index: int) -> tuple[int, int]:
     row = ROWS[index]
     model = model_of(row)
     params = sum(parameter.numel() for parameter in model.parameters())
-    if not row.tokens:
-        side = 32 if is_cifar(row) else 224
-        return params, forward_macs(model, 3, side, side)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(torch.zeros(1, row.tokens, dtype=torch.int64, device="meta"))
-    return params, counter.get_total_flops() // 2
+    if row.tokens:
+        return params, input_macs(model, torch.empty(1, row.tokens, dtype=torch.int64, device="meta"))
+    side = row.side or (32 if row.is_cifar else 224)
+    return params, forward_macs(model, 3, side, side)
 
 
 def agrees(count: int, unit: float, printed: str) -> bool:
     """Whether a count is what a source prints: to one unit of its last digit, as some round and some cut."""
     return not printed or abs(count / unit - float(printed)) < 10.0 ** -len(printed.partition(".")[2])
+
+
+def shown(number: float) -> str:
+    """Three digits that count, without an exponent."""
+    return f"{number:#.3g}" if number < 100 else f"{number:,.0f}"
 
 
 def table() -> str:
@@ -140,7 +178,7 @@ def table() -> str:
         join = row.section.get("join")
         name = f"`{row.name}`" + (f", join `{join['name']}`" if join else "")
         source = row.source + (f". Ours differ: {row.why}" if row.why else "")
-        cells = (name, f"{params / 1e6:.2f}", row.params, f"{macs / 1e9:#.3g}", row.macs, source)
+        cells = (name, f"{params / 1e6:,.2f}", row.params, shown(macs / 1e9), row.macs, source)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -159,7 +159,15 @@ def _timm(loaded: Loaded, images: Tensor, target: Path) -> Compute:
     name = _timm_name(loaded.recipe)
     _safetensors(loaded, images, target)
     model = loaded.recipe.model
-    twin = timm.create_model(name, checkpoint_path=str(target), num_classes=model.classes, in_chans=model.in_chans)
+    try:
+        twin = timm.create_model(name, checkpoint_path=str(target), num_classes=model.classes, in_chans=model.in_chans)
+    except RuntimeError as error:
+        target.unlink()
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"timm's {name} does not take the weights of this recipe's network ({said}). Export it with --to "
+            f"safetensors, onnx or torch.export."
+        ) from None
     return _computing(twin)
 
 
@@ -168,7 +176,7 @@ def _timm_name(recipe: Recipe) -> str:
     model = recipe.model
     name, family = timm_name(model.model_dump()), family_of(model.name)
     own_join = family[1].join if family else "add"
-    if name is None or model.join.name != own_join or (model.join.name == "add" and model.join.scale != "one"):
+    if name is None or model.join.name != own_join:
         raise UserError(
             f"timm has no {model.name} with join {model.join.name}, stem {model.stem}, downsample {model.downsample}"
             f"{' and blurpool' if model.blurpool else ''}. Export it with --to safetensors, onnx or torch.export."
