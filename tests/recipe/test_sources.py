@@ -13,7 +13,7 @@ from .sources import SOURCES as OF_CONVOLUTIONS
 from .sources_vit import SOURCES as OF_TRANSFORMERS
 
 SOURCES = OF_CONVOLUTIONS | OF_TRANSFORMERS
-OF_OUR_OWN = re.compile(r"digits_|cifar10_plain|cifar10_fast")
+OF_OUR_OWN = re.compile(r"digits_|cifar10_plain|cifar10_fast|cifar10_shared")
 MOST_LINES = 20
 
 
