@@ -62,11 +62,12 @@ def test_header_and_expectation_agree(name: str) -> None:
     if expected is None:  # a form to be filled in: its result is that of its user's data
         assert "Expected: depends on" in header
         return
-    said = re.search(r"Expected: ([\d.]+) (% top-1 \(eval/top1|train/loss \(?)(?:, )?\s*tolerance ([\d.]+)", header)
+    kinds = r"% top-1 \(eval/top1|nats a \w+ \(eval/loss|train/loss \(?"
+    said = re.search(rf"Expected: ([\d.]+) ({kinds})(?:, )?\s*tolerance ([\d.]+)", header)
     assert said, header
     assert float(said[1]) == expected.value
     assert float(said[3].rstrip(".")) == expected.tolerance
-    assert said[2].startswith("% top-1" if expected.metric == "eval/top1" else expected.metric)
+    assert expected.metric in said[2]
     assert ("lower is better" in header) == (expected.better == "lower")
 
 
