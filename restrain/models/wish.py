@@ -74,6 +74,15 @@ class Wish:
         if self.join.name in names:
             raise UserError(f"model.join.name is {self.join.name!r}, which has no place in {family} ({self.name}).")
 
+    def refuse_images_below(self, pixels: int) -> None:
+        """Raises UserError for images of a side of which the network's poolings leave nothing."""
+        for side in self.sides:
+            if side < pixels:
+                raise UserError(
+                    f"resolution.train: {self.name} takes images of {pixels} pixels or more, as its poolings leave "
+                    f"nothing of smaller ones; these have {side}. Take larger ones, or a network with fewer poolings."
+                )
+
     def refuse_subset(self, because: str) -> None:
         """Raises UserError for the drop-path mode ``subset``."""
         if self.mode == "subset" and self.rate:
