@@ -11,6 +11,7 @@ from restrain.cli.show import Name, Overrides
 
 if TYPE_CHECKING:
     from restrain.training.build import Data
+    from restrain.training.memory import Memory
 
 
 def check(
@@ -66,7 +67,7 @@ def check(
     if problem is not None:
         raise problem
     if not no_run:
-        show_facts("", [("dry run".ljust(len("learning rate")), _run(wanted, data, micro))])
+        show_facts("", [("dry run".ljust(len("learning rate")), _run(wanted, data, memory))])
 
 
 def _open(recipe: Any) -> tuple[Data | None, list[str], Exception | None]:
@@ -91,11 +92,14 @@ def _unknown(recipe: Any) -> str:
     return "data.root is not set" if getattr(recipe.data, "root", "") is None else "the data cannot be used"
 
 
-def _run(recipe: Any, data: Data | None, micro: int) -> list[str]:
-    from restrain.training.dry_run import dry_run
+def _run(recipe: Any, data: Data | None, memory: Memory) -> list[str]:
+    from restrain.training.dry_run import dry_run, held_and_needed
     from restrain.training.inspection import size
 
-    found = dry_run(recipe, data, micro)
+    held, needed = held_and_needed(recipe, memory)
+    if needed > held:
+        return [f"left out: one micro-batch takes about {size(needed)}, and this device has {size(held)}"]
+    found = dry_run(recipe, data, memory.micro)
     peak = f", {size(found.peak)} of GPU memory at most" if found.peak is not None else ""
     rows = "images" if recipe.data.kind == "images" else "windows"
     images = f"{rows} of the training set" if found.real else f"made-up {rows}"

@@ -63,6 +63,9 @@ def block_lines(recipe: Recipe, model: nn.Module) -> list[str]:
         f"{len(blocks)}: {blocks[0][0]} ... {blocks[-1][0]}   ({counts})",
         f"{len(joins)} joins: {joins[0][0]} ... {joins[-1][0]}" if joins else "joins: the model's own",
     ]
+    projections = sum(isinstance(module, nn.Linear) for _, block in blocks for module in block.modules())
+    if projections:
+        lines.append(f"{projections} projections: linear layers of queries, keys, values, outputs and MLPs")
     rates = [join.rate for _, join in joins if join.rate]
     if rates:
         lines.append(f"drop path: {len(rates)} of {len(joins)} joins, rates {min(rates):.4g} to {max(rates):.4g}")
