@@ -57,8 +57,8 @@ def _speaker(loaded: Loaded) -> Gpt:
         raise UserError(f"{run} has task={recipe.task}: text comes from runs of task=language.")
     if recipe.objective.name != "next_token":
         raise UserError(
-            f"{run} has objective.name={recipe.objective.name}: it fills in what is masked and says no next token. Text "
-            f"comes from runs of objective.name=next_token."
+            f"{run} has objective.name={recipe.objective.name}: it fills in what is masked and says no next token. "
+            f"Text comes from runs of objective.name=next_token."
         )
     if not isinstance(loaded.model, Gpt):
         raise UserError(f"{run} has model.name={recipe.model.name}, and text comes from the models of gpt's family.")

@@ -87,7 +87,9 @@ def test_raw_tokens_have_no_text(folder: Path, capsys: pytest.CaptureFixture[str
         numbers = said(capsys, str(folder), "--prompt-tokens", "1,2", "--tokens", "5").split()
         assert numbers[:2] == ["1", "2"]
         assert len(numbers) == 7
-        assert isinstance(said(capsys, str(folder), "--prompt-tokens", "1", "--tokenizer", "bytes", "--tokens", "3"), str)
+        assert isinstance(
+            said(capsys, str(folder), "--prompt-tokens", "1", "--tokenizer", "bytes", "--tokens", "3"), str
+        )
     finally:
         (folder / "run.json").write_text(json.dumps(info))
 
