@@ -15,8 +15,8 @@ PAGE = ROOT / "docs" / "language.md"
 LIGHTNING = ("ignore:.*LeafSpec.*", "ignore:.*does not have many workers.*", "ignore:.*lr_scheduler.*")
 
 
-@pytest.mark.filterwarnings(*LIGHTNING, "ignore:.*val_dataloader.*", "ignore:.*number of training batches.*")
-def test_what_the_page_says_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_the_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "README.md", tmp_path)
     threads = torch.get_num_threads()
@@ -30,5 +30,9 @@ def test_what_the_page_says_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             assert run([*words[:2], *changes, *words[2:]]) == 0, line
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.filterwarnings(*LIGHTNING, "ignore:.*val_dataloader.*", "ignore:.*number of training batches.*")
+def test_the_program_of_the_page() -> None:
     (program,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     exec(compile(program, str(PAGE), "exec"), {})
