@@ -37,7 +37,7 @@ def problems(recipe: "Recipe") -> Iterator[Pair]:
     if recipe.loss.name != "cross_entropy":
         yield "loss.name", f"= {recipe.loss.name}, but task = language has one right token at a time: cross_entropy"
     if data.name == "tokens" and data.documents:
-        yield "data.documents", "= true does nothing: no model here keeps its attention inside a document"
+        yield "data.documents", "= true does nothing: task = language gives a model its tokens alone"
     if data.name == "text" and data.eval is not None and data.holdout != type(data).model_fields["holdout"].default:
         yield "data.holdout", f"= {data.holdout:g} does nothing: data.eval = {data.eval} is what is evaluated"
     shape = getattr(model, "shape", None)
