@@ -82,7 +82,7 @@ def test_what_is_read_is_what_the_crcs_are_of(task):
 
 def test_samples_do_not_change_from_one_version_to_the_next():
     """Fingerprints of runs that exist, and numbers of the first samples."""
-    x_NT2, target_N, crcs = rows(SequenceSource("adding", "train", 200, 50000), 0, 49999)
+    _, target_N, crcs = rows(SequenceSource("adding", "train", 200, 50000), 0, 49999)
     assert crcs.tolist() == [3494347341, 32651400]
     assert target_N[0] == pytest.approx(0.61177576, abs=1e-8)
     assert rows(SequenceSource("copy", "eval", 60, 10), 1)[2].tolist() == [1760895104]
