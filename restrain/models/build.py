@@ -11,7 +11,7 @@ from torch import nn
 from restrain import packages
 from restrain.errors import UserError, nearest
 
-from . import resnet
+from . import highway, perceptron, recurrent, resnet
 from .blocks import residual_blocks
 from .foreign import SCRIPT, Build, build_own, elsewhere
 from .init import init_model
@@ -32,6 +32,7 @@ KEYS = (
     "blurpool",
     "shape",
     "transformer",
+    "recurrent",
     "init",
 )
 
@@ -61,7 +62,9 @@ def build_model(
         )
         freeze(model, mapping.get("freeze") or [])
         return model
-    model = MODELS[str(name)](Wish.of(mapping))
+    if mapping.get("join") is None:
+        mapping = {**mapping, "join": {"name": OWN_JOINS.get(str(name), "add")}}
+    model = MODELS[str(name)](Wish.of(mapping, sides))
     if not any(parameter.is_meta for parameter in model.parameters()):
         init_model(model, seed)
     freeze(model, mapping.get("freeze") or [])
@@ -83,10 +86,17 @@ def _code_of(name: Any, own: Build | None) -> Build:
 
 
 # Another family is a line here, and one in restrain/recipe/model_names.py. Each: a table of sizes, and what builds one.
-FAMILIES: tuple[tuple[Mapping[str, Any], Callable[[Any, Wish], nn.Module]], ...] = ((resnet.SPECS, resnet.build),)
+FAMILIES: tuple[tuple[Mapping[str, Any], Callable[[Any, Wish], nn.Module]], ...] = (
+    (resnet.SPECS, resnet.build),
+    (highway.SPECS, highway.build),
+    (perceptron.SPECS, perceptron.build),
+    (recurrent.SPECS, recurrent.build),
+)
 MODELS: dict[str, Callable[[Wish], nn.Module]] = {
     name: partial(build, spec) for specs, build in FAMILIES for name, spec in specs.items()
 }
+# The join of a network whose recipe names none, where it is not `add`; restrain/recipe/model_names.py has them too.
+OWN_JOINS = {**dict.fromkeys(highway.SPECS, "gate"), "rnn": "none"}
 
 
 def freeze(model: nn.Module, parts: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,8 @@ MODES = ("sample", "batch", "subset")
 @dataclass(frozen=True)
 class Wish:
     """``rate``, ``decay``, ``mode``: of drop path. ``zero_init``: branches start at zero. ``shape`` and
-    ``transformer``: what the recipe says beside the name, null keys left out. ``options``: the whole section."""
+    ``transformer``: what the recipe says beside the name, null keys left out. ``options``: the whole section.
+    ``sides``: of the images that the model will see in pixels, that of training first; empty: unknown."""
 
     name: str
     classes: int
@@ -30,9 +31,10 @@ class Wish:
     shape: Mapping[str, Any] = field(default_factory=dict)
     transformer: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    sides: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, section: Mapping[str, Any]) -> Wish:
+    def of(cls, section: Mapping[str, Any], sides: Sequence[int] = ()) -> Wish:
         """That of a recipe's ``model`` section; UserError for joins and modes that do not exist."""
         join = join_spec(section.get("join"))
         drop_path = section.get("drop_path") or {}
@@ -60,11 +62,29 @@ class Wish:
             _given(section.get("shape")),
             _given(section.get("transformer")),
             section,
+            tuple(sides),
         )
 
     def rates(self, blocks: int) -> tuple[float, ...]:
         """The drop probability of each of so many blocks, in depth order."""
         return tuple(drop_rate(self.rate, self.decay, depth, blocks) for depth in range(blocks))
+
+    def size(self, key: str, default: int | None = None) -> int:
+        """``model.shape``'s key, or the family's own; UserError where neither says it."""
+        found = self.shape.get(key, default)
+        if found is None:
+            raise UserError(f"model.shape.{key} is missing: model.name={self.name} is of any size.")
+        return found
+
+    def pixels(self) -> int:
+        """Numbers of an image, C H W; UserError where its size is not known, or is not one."""
+        if len(set(self.sides)) != 1:
+            told = "images of several sizes" if self.sides else "images of unknown size"
+            raise UserError(
+                f"model.name={self.name} reads each pixel with a weight of its own, and is given {told}. Let "
+                f"resolution.train and resolution.eval be one size, without a schedule."
+            )
+        return self.in_chans * self.sides[0] ** 2
 
     def refuse_join(self, family: str, *names: str) -> None:
         """Raises UserError where the recipe asks for one of these joins, which the family has no place for."""

@@ -141,12 +141,12 @@ def _model(recipe: "Recipe") -> Iterator[Problem]:
 
 
 def _sizes(recipe: "Recipe") -> Iterator[Problem]:
-    """Keys of ``model.shape`` and ``model.transformer`` that the network's family has no place for, or needs."""
+    """Keys of ``model.shape`` and its like that the network's family has no place for, or needs."""
     model = recipe.model
     if "/" in model.name and not model.name.startswith("timm/"):
         return  # code of one's own says itself what it takes
     found = family_of(model.name)
-    for section in ("shape", "transformer"):
+    for section in ("shape", "transformer", "recurrent"):
         taken = getattr(found[1], section) if found else ()
         for name in type(getattr(model, section)).model_fields:
             if name not in taken:

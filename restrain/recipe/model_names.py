@@ -8,13 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Family:
-    """``names``: of its sizes. ``shape``, ``transformer``: the keys of these sections that do something; ``needed``:
-    those of ``shape`` that a name does not settle."""
+    """``names``: of its sizes. ``shape``, ``transformer``, ``recurrent``: the keys of these sections that do something;
+    ``needed``: those of ``shape`` that a name does not settle. ``join``: that of a recipe that names none."""
 
     names: tuple[str, ...]
     shape: tuple[str, ...] = ()
     transformer: tuple[str, ...] = ()
     needed: tuple[str, ...] = ()
+    recurrent: tuple[str, ...] = ()
+    join: str = "add"
 
 
 FAMILIES: dict[str, Family] = {
@@ -25,6 +27,14 @@ FAMILIES: dict[str, Family] = {
             "cifar_resnet1202",
         )
     ),
+    "highway_mlp": Family(
+        ("highway_mlp", "highway_mlp_tanh"), shape=("depth", "width"), needed=("depth",), join="gate"
+    ),
+    "highway": Family(("highway_19", "highway_32"), join="gate"),
+    "perceptron": Family(("skip_perceptron",), shape=("depth", "width"), needed=("width",)),
+    "rnn": Family(("rnn",), shape=("depth", "width"), needed=("width",), join="none"),
+    "lstm1997": Family(("lstm1997",), shape=("depth", "width"), needed=("width",)),
+    "lstm": Family(("lstm",), shape=("depth", "width"), needed=("width",), recurrent=("forget_bias",)),
 }
 NAMES = tuple(name for family in FAMILIES.values() for name in family.names)
 

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from restrain.errors import nearest
 from restrain.recipe.base import AsTuple, Auto, NonNegative, Positive, PositiveFloat, Section
-from restrain.recipe.model_names import NAMES
+from restrain.recipe.model_names import NAMES, family_of
 from restrain.recipe.schema_data import PACKAGE_NAME
 
 
@@ -164,6 +164,14 @@ class Transformer(Section):
     )
 
 
+class Recurrent(Section):
+    """How a recurrent network is built; null: as its name has it."""
+
+    forget_bias: float | None = Field(
+        default=None, description="Of an LSTM's forget gates at first: positive opens them. null: 1."
+    )
+
+
 class Init(Section):
     """Weights to begin with, instead of fresh ones."""
 
@@ -193,7 +201,10 @@ class Model(Section):
     )
     classes: Annotated[int, Field(ge=2)] = Field(description="Number of classes.")
     in_chans: Positive = Field(default=3, description="Channels of the input: 3 for colour, 1 for grey.")
-    join: Join = Field(default=AddJoin(name="add"), description="Where a branch meets the residual stream.")
+    join: Join = Field(
+        default=AddJoin(name="add"),
+        description="Where a branch meets the residual stream; that of a highway network is gate, of a plain RNN none.",
+    )
     zero_init: Auto | bool = Field(
         default="auto", description="Start the last norm scale of each branch at zero; auto: where the join adds."
     )
@@ -215,4 +226,15 @@ class Model(Section):
     )
     shape: Shape = Field(default=Shape(), description="Sizes that the name leaves open.")
     transformer: Transformer = Field(default=Transformer(), description="How a transformer is built.")
+    recurrent: Recurrent = Field(default=Recurrent(), description="How a recurrent network is built.")
     init: Init | None = Field(default=None, description="Where weights come from; null: fresh ones from the seed.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_join(cls, values: Any) -> Any:
+        """The join of the network's own lineage, where none is named."""
+        if isinstance(values, dict) and "join" not in values and isinstance(values.get("name"), str):
+            found = family_of(values["name"])
+            if found is not None and found[1].join != "add":
+                return {**values, "join": {"name": found[1].join}}
+        return values

@@ -209,7 +209,7 @@ def build_model_on(recipe: Recipe, device: torch.device, seed: int, own: Build |
         model = build_model(section, seed, image_sides(recipe), own).to(dtype).to(device)
     else:
         with torch.device("meta"):
-            model = build_model(section)
+            model = build_model(section, sides=image_sides(recipe))
         materialise(model.to(dtype), device, seed)
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     set_group(model, recipe.batch.group)

@@ -226,7 +226,7 @@ def test_remat_changes_nothing():
         ("lstm", {"join": {"name": "gate"}}, r"model\.join\.name is 'gate', but the forget gate"),
         ("lstm", {"join": {"name": "none"}}, r"use add, or model\.name=lstm1997"),
         ("rnn", {"join": {"name": "concat"}}, "'concat', which has no place in a recurrent network"),
-        ("rnn", {"drop_path": {"rate": 0.1}}, r"model\.drop_path\.rate is 0\.1, but rnn passes the same join"),
+        ("lstm", {"drop_path": {"rate": 0.1}}, r"model\.drop_path\.rate is 0\.1, but lstm passes the same join"),
     ],
 )
 def test_what_is_refused(name, keys, said):
