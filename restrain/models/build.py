@@ -11,7 +11,7 @@ from torch import nn
 from restrain import packages
 from restrain.errors import UserError, nearest
 
-from . import highway, perceptron, recurrent, resnet
+from . import bert, gpt, highway, perceptron, recurrent, resnet, vit
 from .blocks import residual_blocks
 from .foreign import SCRIPT, Build, build_own, elsewhere
 from .init import init_model
@@ -44,7 +44,7 @@ def build_model(
 
     Under ``torch.device("meta")`` nothing is allocated (see ``materialise``); otherwise the weights are those that
     ``init_model`` makes of ``seed``. No generator is read. ``sides``: sides in pixels of the images that the model will
-    see, that of training first; a timm model may need them (:func:`.zoo.build_timm`). ``own``: what builds a model of
+    see, that of training first; a ViT and some of timm's models need them. ``own``: what builds a model of
     the name ``script/...``. ``init`` is not looked at here. UserError for a key or value that does not exist.
     """
     for key in mapping:
@@ -91,6 +91,9 @@ FAMILIES: tuple[tuple[Mapping[str, Any], Callable[[Any, Wish], nn.Module]], ...]
     (highway.SPECS, highway.build),
     (perceptron.SPECS, perceptron.build),
     (recurrent.SPECS, recurrent.build),
+    (vit.SPECS, vit.build),
+    (gpt.SPECS, gpt.build),
+    (bert.SPECS, bert.build),
 )
 MODELS: dict[str, Callable[[Wish], nn.Module]] = {
     name: partial(build, spec) for specs, build in FAMILIES for name, spec in specs.items()
