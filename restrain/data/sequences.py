@@ -90,6 +90,8 @@ class SequenceSource:
         self.task, self.length, self.seed = task, length, seed
         self.context = length  # what a `TokenSource` calls it
         self._prefix = draws.key(seed, PURPOSE, draws.name_key(task), SPLITS.index(split))
+        if task == "copy":
+            self.vocabulary = VOCABULARY
         self.names = [f"{task}-{split}"]
         self.counts = np.array([count], np.int64)
 
@@ -119,6 +121,10 @@ class SequenceSource:
         else:
             stored, labels = copying(key_N, self.length), np.empty((len(j), 0), np.int32)
         return stored, labels, np.array([crc32(row) for row in stored], np.uint64)
+
+    def describe_tokenizer(self) -> dict[str, str]:
+        """What the tokens of the copy problem mean."""
+        return {"name": "copy", "symbols": f"0-{SYMBOLS - 1}", "blank": str(BLANK), "recall": str(RECALL)}
 
     def close(self) -> None:
         pass

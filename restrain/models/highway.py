@@ -2,16 +2,17 @@
 
 Shapes: B rows, C channels or units, H and W pixels, K classes.
 
-arXiv:1505.00387 and, in full, arXiv:1507.06228 ("Training very deep networks"). A layer is y = t(x) h(x) + (1 - t(x)) x:
-a block whose branch h is one layer with its activation and whose join is ``gate``, with a bias of -1 to -4 so that it
-carries at first. With the join ``none`` it is the plain net that the papers compare with, with ``add`` a residual one.
+arXiv:1505.00387 and, in full, arXiv:1507.06228 ("Training very deep networks"). A layer is y = t(x) h(x) + (1 - t(x))
+x: a block whose branch h is one layer with its activation and whose join is ``gate``, with a bias of -1 to -4 so that
+it carries at first. With the join ``none`` it is the plain net that the papers compare with, with ``add`` a residual
+one.
 
-Published: the fully connected nets (a plain layer, 9 to 99 highway layers of 50 units, softmax); that convolutional ones
-gate with the kernel of the branch, and change their width by plain layers; the convolutions of ``highway_19``, which are
-those of FitNet 4 (Romero et al. 2014, arXiv:1412.6550), with about 2.3 M parameters; of ``highway_32`` the number of
-layers and of parameters, about 1.25 M. Not published, and chosen here: the widths of ``highway_32`` (10 layers each of
-32, 48 and 64 channels have 1.25 M parameters), a 1x1 convolution and a global average before the last layer of both (the
-papers say it of some of theirs), and no dropout.
+Published: the fully connected nets (a plain layer, 9 to 99 highway layers of 50 units, softmax); that convolutional
+ones gate with the kernel of the branch, and change their width by plain layers; the convolutions of ``highway_19``,
+which are those of FitNet 4 (Romero et al. 2014, arXiv:1412.6550), with about 2.3 M parameters; of ``highway_32`` the
+number of layers and of parameters, about 1.25 M. Not published, and chosen here: the widths of ``highway_32`` (10
+layers each of 32, 48 and 64 channels have 1.25 M parameters), a 1x1 convolution and a global average before the last
+layer of both (the papers say it of some of theirs), and no dropout.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -161,7 +163,7 @@ class HighwayNet(nn.Module):
 
 def _highway_layers(spec: ConvSpec, in_chans: int) -> int:
     widths = [in_chans, *(width for stage in spec.stages for width in stage)]
-    return sum(before == after for before, after in zip(widths, widths[1:], strict=False))
+    return sum(before == after for before, after in pairwise(widths))
 
 
 SPECS: dict[str, MlpSpec | ConvSpec] = {

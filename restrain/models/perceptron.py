@@ -11,6 +11,7 @@ how far a linear function is from the truth: y = (b + A x) + V s(c + W x), s the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class SkipLayer(ResidualBlock):
         keeps = wish.join.keeps_shortcut
         self.skip = Linear(inputs, wish.classes) if keeps else None
         sizes = [inputs] + [width] * depth
-        self.hidden = nn.ModuleList(Linear(one, other) for one, other in zip(sizes, sizes[1:], strict=False))
+        self.hidden = nn.ModuleList(Linear(one, other) for one, other in pairwise(sizes))
         self.output = Linear(width, wish.classes, bias=not keeps)
         self.join = wish.join.build(wish.classes, wish.rates(1)[0], tokens=True)
 

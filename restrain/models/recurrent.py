@@ -142,19 +142,19 @@ class LSTMCell(Cell):
 
 
 class Recurrent(nn.Module):
-    """layers ─ linear head: of sequences the outputs after their last step, of tokens those after every step."""
+    """layers ─ linear head: of sequences the outputs after their last step, of ``tokens`` those after every step."""
 
-    def __init__(self, layers: list[Cell], classes: int):
+    def __init__(self, layers: list[Cell], classes: int, tokens: bool):
         super().__init__()
+        self.tokens = tokens
         self.layers = nn.ModuleList(layers)
         self.head = Linear(layers[-1].width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Floats [B, T, D] -> [B, K]; tokens int64 [B, T] -> [B, T, V]."""
-        tokens = not x.is_floating_point()
         for layer in self.layers:
             x = layer.unroll(x)  # pyright: ignore[reportCallIssue]
-        return self.head(x if tokens else x[:, -1])
+        return self.head(x if self.tokens else x[:, -1])
 
     def part(self, name: str) -> list[nn.Module | nn.Parameter]:
         """The modules of ``stem`` (there is none) or ``head``, for freezing and the like."""
@@ -177,16 +177,17 @@ FORGET_BIAS = 1.0  # Jozefowicz, Zaremba and Sutskever 2015
 
 
 def build(spec: RecurrentSpec, wish: Wish) -> Recurrent:
-    """``shape.depth`` layers (1) of ``shape.width`` units; the first reads ``in_chans`` inputs, or as many tokens."""
+    """``shape.depth`` layers (1) of ``shape.width`` units; the first reads ``in_chans`` numbers, or one of ``classes``
+    tokens."""
     wish.refuse_join("a recurrent network", "concat")
     if wish.rate:
         raise UserError(
-            f"model.drop_path.rate is {wish.rate}, but {wish.name} passes the same join at every step of time: a dropped "
-            f"branch would be a network without input. Use 0."
+            f"model.drop_path.rate is {wish.rate}, but {wish.name} passes the same join at every step of time: "
+            f"dropped there, a row would have no input. Use 0."
         )
-    width = wish.size("width")
-    inputs = [wish.in_chans] + [width] * (wish.size("depth", 1) - 1)
-    return Recurrent([_layer(spec.cell, size, width, wish) for size in inputs], wish.classes)
+    width, tokens = wish.size("width"), _options(wish).get("reads") == "tokens"
+    inputs = [wish.classes if tokens else wish.in_chans] + [width] * (wish.size("depth", 1) - 1)
+    return Recurrent([_layer(spec.cell, size, width, wish) for size in inputs], wish.classes, tokens)
 
 
 def _layer(cell: type[Cell], inputs: int, width: int, wish: Wish) -> Cell:
@@ -197,6 +198,9 @@ def _layer(cell: type[Cell], inputs: int, width: int, wish: Wish) -> Cell:
             f"model.join.name is {wish.join.name!r}, but the forget gate of {wish.name} is its join already: use add, "
             f"or model.name=lstm1997, which has none."
         )
-    options: dict[str, Any] = wish.options.get("recurrent") or {}
-    given = options.get("forget_bias")
+    given = _options(wish).get("forget_bias")
     return cell(inputs, width, ForgetJoin(), FORGET_BIAS if given is None else given)
+
+
+def _options(wish: Wish) -> dict[str, Any]:
+    return wish.options.get("recurrent") or {}

@@ -258,10 +258,11 @@ class ShortcutGateJoin(GateJoin):
 
 
 class ForgetJoin(Join):
-    """y = f x + branch, with the gate f computed by the block: the cell of an LSTM with a forget gate, c_t = f_t c_{t-1}
-    + i_t g_t (Gers, Schmidhuber and Cummins 2000). Fully open, f = 1, it is ``add``: the LSTM of 1997.
+    """y = f x + branch, with the gate f computed by the block.
 
-    Observers are shown x before the gate. No recipe names it: it comes with the network.
+    It is the cell of an LSTM with a forget gate, c_t = f_t c_{t-1} + i_t g_t (Gers, Schmidhuber and Cummins 2000).
+    Fully open, f = 1, it is ``add``: the LSTM of 1997. Observers are shown x before the gate. No recipe names it: it
+    comes with the network.
     """
 
     name = "forget"

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from restrain.recipe import augmenting, language
+from restrain.recipe import augmenting, language, sequences
 from restrain.recipe.durations import Duration
 from restrain.recipe.model_names import FAMILIES, family_of
 
@@ -42,10 +42,10 @@ def problems(recipe: "Recipe") -> Iterator[Problem]:
     if found := [Problem(*one) for one in language.kinds(recipe)]:
         yield from found
         return
-    speaks = recipe.task == "language"
-    for one in language.problems(recipe) if speaks else language.images(recipe):
+    own = {"language": language.problems, "regress": sequences.problems}.get(recipe.task, language.images)
+    for one in itertools.chain(own(recipe), sequences.reading(recipe)):
         yield Problem(*one)
-    kind = (_order,) if speaks else (_data, _order, _resolution, _mix)
+    kind = (_order,) if recipe.data.kind != "images" else (_data, _order, _resolution, _mix)
     for check in (_secrets, _batch, _model, *kind, _optimizer, _schedule, _parallel, _checkpoint, _expect):
         yield from check(recipe)
 

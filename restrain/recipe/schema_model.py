@@ -168,6 +168,11 @@ class Transformer(Section):
 class Recurrent(Section):
     """How a recurrent network is built; null: as its name has it."""
 
+    reads: Literal["numbers", "tokens"] | None = Field(
+        default=None,
+        description="numbers: `in_chans` of them a step, and the last step is answered. tokens: one of `classes` a "
+        "step, and each is answered. null: numbers.",
+    )
     forget_bias: float | None = Field(
         default=None, description="Of an LSTM's forget gates at first: positive opens them. null: 1."
     )
@@ -196,7 +201,7 @@ class Init(Section):
 if TYPE_CHECKING:
     Classes = int  # once it is settled, that is everywhere but in the checks of a recipe
 else:
-    Classes = Auto | Annotated[int, Field(ge=2)]
+    Classes = Auto | Positive
 
 
 class Model(Section):
@@ -207,7 +212,8 @@ class Model(Section):
         "or one of an installed package, as PACKAGE/NAME."
     )
     classes: Classes = Field(
-        description="Number of classes. Of a language model the tokens that it can say; auto: those of the data."
+        description="Number of classes; 1 where a number is said (task=regress). Of a language model the tokens that "
+        "it can say; auto: those of the data."
     )
     in_chans: Positive = Field(default=3, description="Channels of the input: 3 for colour, 1 for grey.")
     join: Join = Field(

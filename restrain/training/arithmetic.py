@@ -18,6 +18,7 @@ from restrain.recipe.checks import DIGITS_SIDE, listed
 from restrain.training.micro import (
     BYTES_A_PIXEL,
     BYTES_A_TOKEN,
+    PIXELS_A_STEP,
     PIXELS_A_TOKEN,
     PIXELS_WORTH_SPLITTING,
     auto_micro,
@@ -159,6 +160,8 @@ def micro_lines(scale: Scale, used: dict[str, Any] | None = None) -> list[str]:
     whole, group = recipe.batch.global_, recipe.batch.group
     tokens = recipe.data.context if recipe.data.kind == "tokens" else None
     pixels = (recipe.resolution.train or DIGITS_SIDE) ** 2 if tokens is None else tokens * PIXELS_A_TOKEN
+    if recipe.data.kind == "sequences":
+        pixels = recipe.data.context * PIXELS_A_STEP
     row_bytes = None if tokens is None else tokens * BYTES_A_TOKEN
     worlds = allowed_worlds(whole, group)
     lines = [

@@ -73,15 +73,19 @@ def test_gates_that_carry_make_the_trunk_an_identity_and_gates_that_transform_a_
     assert (transforming(x_BCHW) - out).abs().max() > 1e-3
 
 
+def mean_gate(model: nn.Module) -> float:
+    gates: list[float] = []
+    for _, join in named_joins(model):
+        join.gate.register_forward_hook(lambda module, args, gate: gates.append(gate.mean().item()))
+    model(images())
+    return sum(gates) / len(gates)
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_the_bias_decides_how_far_the_carry_is_open_at_first(name):
     shares = []
     for bias in (-4.0, -1.0):
-        model, gates = built(name, {"name": "gate", "bias": bias}), []
-        for _, join in named_joins(model):
-            join.gate.register_forward_hook(lambda module, args, gate: gates.append(gate.mean().item()))
-        model(images())
-        shares.append(sum(gates) / len(gates))
+        shares.append(mean_gate(built(name, {"name": "gate", "bias": bias})))
     assert 0.005 < shares[0] < 0.06  # sigmoid(-4) = 0.018
     assert 0.15 < shares[1] < 0.4  # sigmoid(-1) = 0.27
 

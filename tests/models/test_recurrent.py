@@ -1,5 +1,7 @@
 """Recurrent networks: parity with torch's, the cell as a residual stream, and what the joins make of it."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -14,7 +16,12 @@ B, T, D, H, K = 4, 9, 5, 7, 3
 
 def built(name: str, **keys) -> nn.Module:
     keys.setdefault("shape", {"width": H, "depth": 2})
-    return build_model({"name": name, "classes": K, "in_chans": D, **keys}).double()
+    return build_model({"name": name, "classes": K, "in_chans": D} | keys).double()
+
+
+def spoken(name: str, reads: str = "tokens") -> nn.Module:
+    """A language model of D tokens."""
+    return built(name, classes=D, recurrent={"reads": reads})
 
 
 def randomised(model: nn.Module, seed: int = 1) -> nn.Module:
@@ -82,18 +89,19 @@ def test_parity_with_torch(name, kind, keys):
 
 @pytest.mark.parametrize("name", ["lstm", "lstm1997", "rnn"])
 def test_tokens_are_one_hot_inputs_and_every_step_is_read(name):
-    model = randomised(built(name))
+    model, other = randomised(spoken(name)), spoken(name, reads="numbers")
+    other.load_state_dict(model.state_dict())
     tokens = torch.randint(0, D, (B, T), generator=torch.Generator().manual_seed(3))
     logits = model(tokens)
-    assert logits.shape == (B, T, K)
+    assert logits.shape == (B, T, D)
     one_hot = nn.functional.one_hot(tokens, D).double()
     for step in range(T):  # what is said after a step is what a sequence that ends there gives
-        torch.testing.assert_close(logits[:, step], model(one_hot[:, : step + 1]), rtol=0, atol=1e-12)
+        torch.testing.assert_close(logits[:, step], other(one_hot[:, : step + 1]), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["lstm", "lstm1997", "rnn"])
 def test_no_step_sees_the_future(name):
-    model = randomised(built(name))
+    model = randomised(spoken(name))
     tokens = torch.randint(0, D, (B, T), generator=torch.Generator().manual_seed(3))
     other = tokens.clone()
     other[:, 5] = (other[:, 5] + 1) % D
@@ -120,7 +128,7 @@ def test_unrolled_in_time_the_lstm_of_1997_is_the_residual_formula():
     for passes in watched(model, x_BTD):
         assert len(passes) == T
         assert not passes[0][0].any()
-        for (x, _, _), (_, _, y) in zip(passes[1:], passes, strict=False):
+        for (_, _, y), (x, _, _) in itertools.pairwise(passes):
             assert torch.equal(x, y)  # nothing stands between two joins
         total = torch.stack([branch for _, branch, _ in passes]).sum(0)
         torch.testing.assert_close(passes[-1][2], total, rtol=0, atol=1e-12)
@@ -184,7 +192,7 @@ def test_what_arrives_200_steps_back():
     without = norms("lstm1997", join={"name": "none"})  # the same cell, but for its carousel
     assert without[0] < 1e-30 * without[-1]
     # The shorter the time, the more arrives: it vanishes steadily, by about the forget gate's 0.5 a step.
-    rates = [later / earlier for later, earlier in zip(closed[100:150], closed[101:151], strict=True)]
+    rates = [later / earlier for later, earlier in itertools.pairwise(closed[100:150])]
     assert 0.4 < sum(rates) / len(rates) < 0.7
 
 
