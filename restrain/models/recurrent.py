@@ -33,17 +33,19 @@ State = tuple[Tensor, ...]  # each [B, H]; the first is the layer's output h
 class Cell(ResidualBlock):
     """One layer: what it makes of the input of a step and of its state after the step before.
 
-    ``gates``: how many vectors of H a step computes. Weights are drawn as torch.nn.LSTM draws them.
+    ``gates``: how many vectors of H a step computes; ``drawn``: those whose bias is drawn with the weights, as
+    torch.nn.LSTM draws them. ``states``: tensors of the state.
     """
 
     gates: int
-    states: int  # tensors of the state
+    drawn: int
+    states: int
 
     def __init__(self, inputs: int, width: int, join: Join):
         super().__init__()
         self.weight_ih = nn.Parameter(torch.empty(self.gates * width, inputs))
         self.weight_hh = nn.Parameter(torch.empty(self.gates * width, width))
-        self.bias = nn.Parameter(torch.empty(self.gates * width))
+        self.bias = nn.Parameter(torch.empty(self.drawn * width))
         self.join = join
 
     @property
@@ -83,7 +85,7 @@ class Cell(ResidualBlock):
 class RNNCell(Cell):
     """h_t = join(h_{t-1}, tanh(W x_t + U h_{t-1} + b)): with the join ``none``, Elman's network (1990)."""
 
-    gates, states = 1, 1
+    gates, drawn, states = 1, 1, 1
 
     def block_forward(self, z_BG: Tensor, state: State) -> State:
         (h_BH,) = state
@@ -100,9 +102,24 @@ class LSTM1997Cell(Cell):
         x_t, h_{t-1} ─┬─ i = σ ─── × ── g = tanh     o = σ
 
     The squashing functions are tanh, as everybody has them since; those of 1997 had the ranges (-2, 2) and (-1, 1).
+
+    The input gate's bias stands on its own, since it may start at a value of its own: a cell that forgets nothing adds
+    up what an untrained gate lets in, and a negative bias keeps it from drifting (section 4 of the paper, "internal
+    state drift").
     """
 
-    gates, states = 3, 2
+    gates, drawn, states = 3, 2, 2
+
+    def __init__(self, inputs: int, width: int, join: Join, input_bias: float | None = None):
+        super().__init__(inputs, width, join)
+        self.bias_input = nn.Parameter(torch.empty(width))
+        self.input_bias = input_bias
+
+    def whole_bias(self) -> Tensor:
+        return torch.cat((self.bias_input, self.bias))
+
+    def fills(self) -> dict[str, Fill]:
+        return super().fills() | {"bias_input": _bias(self.input_bias, self.width)}
 
     def block_forward(self, z_BG: Tensor, state: State) -> State:
         h_BH, c_BH = state
@@ -111,25 +128,29 @@ class LSTM1997Cell(Cell):
         return torch.sigmoid(o_BH) * torch.tanh(c_BH), c_BH
 
 
-class LSTMCell(Cell):
+def _bias(value: float | None, width: int) -> Fill:
+    return fan_in_uniform(width) if value is None else Fill("constant", value)
+
+
+class LSTMCell(LSTM1997Cell):
     """The LSTM with a forget gate: c_t = f_t c_{t-1} + i_t g_t. Rows of the matrices are in torch's order: i, f, g, o.
 
-    The forget gate's bias stands on its own, since it starts at a value of its own: where it is positive the gate is
-    open at first, and the cell a residual stream nearly of weight 1 (Gers et al. 2000, section 3).
+    Where the forget gate's bias is positive the gate is open at first, and the cell a residual stream nearly of weight
+    1 (Gers et al. 2000, section 3).
     """
 
-    gates, states = 4, 2
+    gates, drawn, states = 4, 2, 2
     join: ForgetJoin
 
-    def __init__(self, inputs: int, width: int, join: ForgetJoin, forget_bias: float):
-        super().__init__(inputs, width, join)
-        self.bias = nn.Parameter(torch.empty(3 * width))  # of i, g, o
+    def __init__(
+        self, inputs: int, width: int, join: ForgetJoin, input_bias: float | None = None, forget_bias: float = 1.0
+    ):
+        super().__init__(inputs, width, join, input_bias)
         self.bias_forget = nn.Parameter(torch.empty(width))
         self.forget_bias = forget_bias
 
     def whole_bias(self) -> Tensor:
-        i_H, g_H, o_H = self.bias.chunk(3)
-        return torch.cat((i_H, self.bias_forget, g_H, o_H))
+        return torch.cat((self.bias_input, self.bias_forget, self.bias))
 
     def block_forward(self, z_BG: Tensor, state: State) -> State:
         h_BH, c_BH = state
@@ -191,15 +212,18 @@ def build(spec: RecurrentSpec, wish: Wish) -> Recurrent:
 
 
 def _layer(cell: type[Cell], inputs: int, width: int, wish: Wish) -> Cell:
-    if not issubclass(cell, LSTMCell):
+    options = _options(wish)
+    if not issubclass(cell, LSTM1997Cell):
         return cell(inputs, width, wish.join.build(width, tokens=True))
+    if not issubclass(cell, LSTMCell):
+        return cell(inputs, width, wish.join.build(width, tokens=True), options.get("input_bias"))
     if not isinstance(wish.join.build(width, tokens=True), AddJoin):
         raise UserError(
             f"model.join.name is {wish.join.name!r}, but the forget gate of {wish.name} is its join already: use add, "
             f"or model.name=lstm1997, which has none."
         )
-    given = _options(wish).get("forget_bias")
-    return cell(inputs, width, ForgetJoin(), FORGET_BIAS if given is None else given)
+    forget = options.get("forget_bias")
+    return cell(inputs, width, ForgetJoin(), options.get("input_bias"), FORGET_BIAS if forget is None else forget)
 
 
 def _options(wish: Wish) -> dict[str, Any]:

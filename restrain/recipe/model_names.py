@@ -37,8 +37,10 @@ FAMILIES: dict[str, Family] = {
     "highway": Family(("highway_19", "highway_32"), join="gate"),
     "perceptron": Family(("skip_perceptron",), shape=("depth", "width"), needed=("width",)),
     "rnn": Family(("rnn",), shape=("depth", "width"), needed=("width",), recurrent=("reads",), join="none"),
-    "lstm1997": Family(("lstm1997",), shape=("depth", "width"), needed=("width",), recurrent=("reads",)),
-    "lstm": Family(("lstm",), shape=("depth", "width"), needed=("width",), recurrent=("reads", "forget_bias")),
+    "lstm1997": Family(("lstm1997",), shape=("depth", "width"), needed=("width",), recurrent=("reads", "input_bias")),
+    "lstm": Family(
+        ("lstm",), shape=("depth", "width"), needed=("width",), recurrent=("reads", "input_bias", "forget_bias")
+    ),
     "vit": Family(
         (
             "vit",

@@ -173,6 +173,11 @@ class Recurrent(Section):
         description="numbers: `in_chans` of them a step, and the last step is answered. tokens: one of `classes` a "
         "step, and each is answered. null: numbers.",
     )
+    input_bias: float | None = Field(
+        default=None,
+        description="Of an LSTM's input gates at first: negative keeps out what they were not taught to let in. null: "
+        "drawn as the weights are.",
+    )
     forget_bias: float | None = Field(
         default=None, description="Of an LSTM's forget gates at first: positive opens them. null: 1."
     )

@@ -9,7 +9,6 @@ from torch import nn
 from restrain.errors import UserError
 from restrain.insight.through_time import gradient_norms
 from restrain.models import build_model, named_joins, residual_blocks
-from restrain.models.recurrent import LSTMCell
 
 B, T, D, H, K = 4, 9, 5, 7, 3
 
@@ -78,12 +77,11 @@ def test_parity_with_torch(name, kind, keys):
                 grad = torch.cat([grad.chunk(4)[gate] for gate in (0, 2, 3)])
             assert (found[f"{number}.{ours_name}"] - grad).abs().max() < 1e-9
         grad = getattr(other, f"bias_ih_l{number}").grad
-        if isinstance(cell, LSTMCell):
+        if cell.gates > 1:
             i, f, g, o = grad.chunk(4)
-            assert (found[f"{number}.bias_forget"] - f).abs().max() < 1e-9
-            grad = torch.cat((i, g, o))
-        elif cell.gates == 3:
-            grad = torch.cat([grad.chunk(4)[gate] for gate in (0, 2, 3)])
+            assert (found[f"{number}.bias_input"] - i).abs().max() < 1e-9
+            assert cell.gates == 3 or (found[f"{number}.bias_forget"] - f).abs().max() < 1e-9
+            grad = torch.cat((g, o))
         assert (found[f"{number}.bias"] - grad).abs().max() < 1e-9
 
 
@@ -151,6 +149,7 @@ def test_the_forget_gate_scales_the_shortcut_and_fully_open_gives_the_lstm_of_19
                 i, g, o = getattr(one, name).chunk(3)
                 getattr(new, name).copy_(torch.cat((i, torch.zeros_like(i), g, o)))
             new.bias.copy_(one.bias)
+            new.bias_input.copy_(one.bias_input)
             new.bias_forget.fill_(50.0)
         model.head.load_state_dict(old.head.state_dict())
     torch.testing.assert_close(model(x_BTD), old(x_BTD), rtol=0, atol=1e-12)
@@ -203,12 +202,14 @@ def test_parameters_by_hand():
         assert sum(parameter.numel() for parameter in model.parameters()) == wanted
 
 
-def test_weights_are_drawn_as_torch_draws_them_and_the_forget_bias_is_the_recipes():
-    model = built("lstm", shape={"width": 64}, recurrent={"forget_bias": 3.0})
-    cell = model.layers[0]
-    assert (cell.bias_forget == 3.0).all()
+def test_weights_are_drawn_as_torch_draws_them_and_the_gates_biases_are_the_recipes():
+    model = built("lstm", shape={"width": 64}, recurrent={"forget_bias": 3.0, "input_bias": -2.0})
+    assert (model.layers[0].bias_forget == 3.0).all()
+    assert (model.layers[0].bias_input == -2.0).all()
+    assert (built("lstm1997", recurrent={"input_bias": -3.0}).layers[0].bias_input == -3.0).all()
     assert (built("lstm").layers[0].bias_forget == 1.0).all()
-    for weight in (cell.weight_ih, cell.weight_hh, cell.bias):
+    cell = built("lstm", shape={"width": 64}).layers[0]
+    for weight in (cell.weight_ih, cell.weight_hh, cell.bias, cell.bias_input):
         assert weight.abs().max() <= 1 / 8
         assert weight.std().item() == pytest.approx(1 / 8 / 3**0.5, rel=0.1)
 
