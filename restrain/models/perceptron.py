@@ -68,9 +68,9 @@ class SkipPerceptron(nn.Module):
         return self.block(x_BCHW.flatten(1))
 
     def part(self, name: str) -> list[nn.Module | nn.Parameter]:
-        """The modules of ``stem`` (there is none) or ``head`` (all that the classes shape)."""
+        """The modules of ``stem``, the hidden layers, or of ``head``, all that the classes shape."""
         outputs = [module for module in (self.block.skip, self.block.output) if module is not None]
-        return {"stem": [], "head": outputs}[name]
+        return {"stem": [*self.block.hidden], "head": outputs}[name]
 
 
 @dataclass(frozen=True)

@@ -178,8 +178,8 @@ class Recurrent(nn.Module):
         return self.head(x if self.tokens else x[:, -1])
 
     def part(self, name: str) -> list[nn.Module | nn.Parameter]:
-        """The modules of ``stem`` (there is none) or ``head``, for freezing and the like."""
-        return {"stem": [], "head": [self.head]}[name]
+        """The parts of ``stem``, which reads the inputs, or ``head``, for freezing and the like."""
+        return {"stem": [self.get_parameter("layers.0.weight_ih")], "head": [self.head]}[name]
 
 
 @dataclass(frozen=True)
