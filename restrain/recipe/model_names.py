@@ -31,6 +31,23 @@ FAMILIES: dict[str, Family] = {
             "cifar_resnet1202",
         )
     ),
+    "preact": Family(
+        (
+            *("resnetv2_18", "resnetv2_34", "resnetv2_50", "resnetv2_101", "resnetv2_152", "resnetv2_200"),
+            *("cifar_preresnet20", "cifar_preresnet56", "cifar_preresnet110"),
+            *("cifar_preresnet164", "cifar_preresnet1001"),
+        )
+    ),
+    "shared": Family(("cifar_shared_resnet20", "cifar_shared_resnet56", "cifar_shared_resnet110")),
+    "densenet": Family(
+        (
+            *("densenet121", "densenet169", "densenet201", "densenet161"),
+            *("cifar_densenet40_k12", "cifar_densenet100_k12"),
+            *("cifar_densenetbc100_k12", "cifar_densenetbc190_k40"),
+        ),
+        join="concat",
+    ),
+    "plain": Family(("vgg16", "vgg19", "vgg16_bn", "vgg19_bn", "cifar_vgg16_bn", "alexnet"), join="none"),
     "highway_mlp": Family(
         ("highway_mlp", "highway_mlp_tanh"), shape=("depth", "width"), needed=("depth",), join="gate"
     ),

@@ -223,7 +223,8 @@ class Model(Section):
     in_chans: Positive = Field(default=3, description="Channels of the input: 3 for colour, 1 for grey.")
     join: Join = Field(
         default=AddJoin(name="add"),
-        description="Where a branch meets the residual stream; that of a highway network is gate, of a plain RNN none.",
+        description="Where a branch meets the residual stream; by default gate in highway networks, concat in DenseNets, "
+        "none in plain nets.",
     )
     zero_init: Auto | bool = Field(
         default="auto", description="Start the last norm scale of each branch at zero; auto: where the join adds."
@@ -251,10 +252,8 @@ class Model(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _own_join(cls, values: Any) -> Any:
-        """The join of the network's own lineage, where none is named."""
-        if isinstance(values, dict) and "join" not in values and isinstance(values.get("name"), str):
-            found = family_of(values["name"])
-            if found is not None and found[1].join != "add":
-                return {**values, "join": {"name": found[1].join}}
-        return values
+    def _join_of_its_family(cls, section: Any) -> Any:
+        """A network has the join of its family where the recipe names none."""
+        if isinstance(section, dict) and "join" not in section and (found := family_of(section.get("name", ""))):
+            return section | {"join": {"name": found[1].join}}
+        return section
