@@ -82,7 +82,7 @@ class HighwayLayer(ResidualBlock):
         super().__init__()
         self.layer = layer
         self.join = wish.join.build(chans, rate, tokens=isinstance(layer, Dense))
-        if isinstance(layer, ConvLayer) and isinstance(self.join, GateJoin):  # arXiv:1507.06228, section 2.2
+        if isinstance(layer, ConvLayer) and isinstance(self.join, GateJoin):  # arXiv:1507.06228, section 2
             self.join.gate = Gate(chans, self.join.gate.opening, tokens=False, kernel=layer.kernel_size[0])
 
     def block_forward(self, x: Tensor) -> Tensor:

@@ -48,11 +48,10 @@ FAMILIES: dict[str, Family] = {
         join="concat",
     ),
     "plain": Family(("vgg16", "vgg19", "vgg16_bn", "vgg19_bn", "cifar_vgg16_bn", "alexnet"), join="none"),
-    "highway_mlp": Family(
-        ("highway_mlp", "highway_mlp_tanh"), shape=("depth", "width"), needed=("depth",), join="gate"
-    ),
+    "highway_mlp": Family(("highway_mlp",), shape=("depth", "width"), needed=("depth",), join="gate"),
+    "highway_mlp_tanh": Family(("highway_mlp_tanh",), shape=("depth", "width"), needed=("depth",), join="gate"),
     "highway": Family(("highway_19", "highway_32"), join="gate"),
-    "perceptron": Family(("skip_perceptron",), shape=("depth", "width"), needed=("width",)),
+    "skip_perceptron": Family(("skip_perceptron",), shape=("depth", "width"), needed=("width",)),
     "rnn": Family(("rnn",), shape=("depth", "width"), needed=("width",), recurrent=("reads",), join="none"),
     "lstm1997": Family(("lstm1997",), shape=("depth", "width"), needed=("width",), recurrent=("reads", "input_bias")),
     "lstm": Family(

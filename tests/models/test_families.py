@@ -53,12 +53,12 @@ CASES = {
         Case({"name": "gpt2", "shape": {"depth": 2, "width": 32, "heads": 2}, "transformer": MODERN}, "tokens"),
     ],
     "bert": [Case({"name": "bert", "shape": {"depth": 3, "width": 32, "heads": 2, "context": 16}}, "tokens")],
-    "highway_mlp": [
-        Case({"name": "highway_mlp", "shape": {"depth": 4, "width": 12}}),
+    "highway_mlp": [Case({"name": "highway_mlp", "shape": {"depth": 4, "width": 12}})],
+    "highway_mlp_tanh": [
         Case({"name": "highway_mlp_tanh", "shape": {"depth": 4, "width": 12}, "join": {"name": "add"}}),
     ],
     "highway": [Case({"name": "highway_19"}), Case({"name": "highway_32", "join": {"name": "none"}})],
-    "perceptron": [Case({"name": "skip_perceptron", "shape": {"depth": 2, "width": 12}})],
+    "skip_perceptron": [Case({"name": "skip_perceptron", "shape": {"depth": 2, "width": 12}})],
     "rnn": [Case({**RECURRENT, "name": "rnn"}, "sequence", drops=False)],
     "lstm1997": [Case({**RECURRENT, "name": "lstm1997"}, "sequence", drops=False)],
     "lstm": [

@@ -139,7 +139,7 @@ def conv(one: int, other: int, times: int = 1, kernel: int = 3) -> int:
 
 
 def test_parameters_by_hand():
-    """arXiv:1507.06228, table 1: about 2.3 M and 1.25 M; a fully connected layer of 50 units has about 5,000."""
+    """arXiv:1507.06228: about 2.3 M and 1.25 M; a fully connected layer of 50 units has about 5,000."""
     wanted = {
         "highway_19": conv(3, 32) + conv(32, 32, 4) + conv(32, 48) + conv(48, 48, 2) + conv(48, 80) + conv(80, 80, 10)
         + conv(80, 128) + conv(128, 128, 10) + conv(128, 128, kernel=1) + 128 * 10 + 10,

@@ -125,11 +125,3 @@ def test_the_recipe_names_every_network_and_no_other():
 
     assert set(MODELS) == set(NAMES)
     assert len(NAMES) == len(set(NAMES))
-
-
-def test_recipe_and_network_agree_on_the_join_of_a_network_that_names_none():
-    from restrain.models.build import OWN_JOIN
-    from restrain.recipe.model_names import FAMILIES
-
-    joins = {name: family.join for family in FAMILIES.values() for name in family.names}
-    assert {name: join for name, join in joins.items() if join != "add"} == OWN_JOIN
