@@ -115,7 +115,7 @@ class Attempt:
     def progress(self, task: Task, state: RunState, plan: Plan, total: int) -> Progress:
         """The bar, or the lines, of this start."""
         recipe, epoch = self.recipe, plan.steps_per_epoch
-        size, unit = 1, "images"
+        size, unit = 1, "images" if recipe.data.kind == "images" else "sequences"
         if recipe.data.kind == "tokens":
             size, unit = self.data.train_pipeline.size, "tokens"
         length = Length(total, state.step, -(-total // epoch), epoch, recipe.batch.global_ * size, unit)
