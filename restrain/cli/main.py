@@ -24,6 +24,7 @@ from restrain.cli.evaluate import evaluate
 from restrain.cli.export import export
 from restrain.cli.look import look
 from restrain.cli.predict import predict
+from restrain.cli.probe import probe
 from restrain.cli.recipes import recipes
 from restrain.cli.report import report
 from restrain.cli.runs import runs
@@ -93,6 +94,7 @@ app.command()(sync)
 app.command()(evaluate)
 app.command()(predict)
 app.command()(export)
+app.command()(probe)
 app.command()(schema)
 app.command()(completion)
 app.add_typer(data, name="data")

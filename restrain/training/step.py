@@ -23,6 +23,7 @@ from restrain.data import mix
 from restrain.data.loader import MicroBatch, StepBatch
 from restrain.data.order import Plan
 from restrain.draws import Purpose
+from restrain.insight.probe import Probe, Sampler
 from restrain.models.norm import StagedStatistics
 from restrain.models.residual import named_joins, set_factors
 from restrain.optim.stepping import guarded_step
@@ -60,7 +61,14 @@ class Run(L.LightningModule):
     """
 
     def __init__(
-        self, task: Classify, state: RunState, plan: Plan, world: World, border: Border, settings: StepSettings
+        self,
+        task: Classify,
+        state: RunState,
+        plan: Plan,
+        world: World,
+        border: Border,
+        settings: StepSettings,
+        probes: Sampler | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -72,6 +80,7 @@ class Run(L.LightningModule):
             border,
             settings,
         )
+        self.probes = probes
         self.net: torch.nn.Module = task.model
         self.place = next(task.model.parameters()).device
         self.statistics = StagedStatistics(task.model)
@@ -156,9 +165,13 @@ class Run(L.LightningModule):
         for p in self.trained:
             p.grad = None
         rows_here = len(parts) * self.settings.micro
+        probe = self.probes.probe if self.probes is not None and self.probes.due(step + 1) else None
         losses, corrects, hash_, pixels = [], [], 0, 0
         for number, (micro, (first, positions)) in enumerate(zip(batch.micros, parts, strict=True)):
-            loss, correct = self.micro_step(micro, step, first, rows_here, number == len(parts) - 1)
+            loss, correct = self.micro_step(micro, step, first, rows_here, number == len(parts) - 1, probe)
+            if number == 0 and probe is not None:
+                self.border.probed(step + 1, *probe.take(self.to_mean_loss(len(parts))))
+                probe = None  # the first micro-batch stands for all
             losses.append(loss)
             corrects.append(correct)
             # Positions come from the plan, never from the loader: a row in the wrong place changes the hash.
@@ -178,7 +191,13 @@ class Run(L.LightningModule):
         state.step = step + 1
         self.vector.keep(state.step, epoch, lr, vector)
 
-    def micro_step(self, micro: MicroBatch, step: int, first: int, rows_here: int, last: bool) -> tuple[Tensor, Tensor]:
+    def to_mean_loss(self, micros: int) -> float:
+        """What makes gradients of a micro-step's loss those of its rows' mean loss."""
+        return micros / (float(self.state.scaler.scale) if self.state.scaler is not None else 1.0)
+
+    def micro_step(
+        self, micro: MicroBatch, step: int, first: int, rows_here: int, last: bool, probe: Probe | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Forward and backward of one micro-batch; (sum of row losses, number of correct rows), on the device."""
         images = micro.images.to(self.place, non_blocking=True)
         labels = micro.labels.to(self.place, non_blocking=True)
@@ -191,7 +210,8 @@ class Run(L.LightningModule):
                 if micro.mix is not None:
                     soft = F.one_hot(labels, self.settings.classes).to(inputs.dtype)
                     inputs, target = mix.apply(inputs, soft, micro.mix)
-                logits = self.net(inputs)
+                with probe.attached() if probe is not None else nullcontext():
+                    logits = self.net(inputs)
             rows = self.task.rows(logits, target)
             # The loss is the mean over the global batch. DDP averages over ranks, so a row weighs one over the
             # number of this rank's rows; said as the rows' gradient, the mean need not be computed and differentiated.
