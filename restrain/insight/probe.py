@@ -97,7 +97,7 @@ class Probe:
         rows: dict[str, dict[str, float]] = {}
         for name, one in zip(names, records, strict=True):
             rows[name] = {quantity: next(numbers) for quantity in one.read}
-            for norm in _grad(one):
+            for _ in _grad(one):
                 rows[name]["grad"] = next(numbers) * grad_scale
             for _ in _dead(one):
                 rows[name]["dead"] = next(numbers) / one.units

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -136,7 +137,7 @@ def _because(stretch: Sequence[Passed]) -> str:
     for one in stretch:
         if _relative(one.x + one.branch, one.y) > EXACT:
             return f"its join is not y = x + f(x): {_kind(one.join)}"
-    for one, following in zip(stretch, stretch[1:], strict=False):
+    for one, following in pairwise(stretch):
         if not torch.equal(one.y, following.x):
             return f"the stream is no sum: {_between(following.x)}"
     return ""

@@ -21,7 +21,7 @@ def norm(x: Tensor) -> Tensor:
 
 
 def cosine(x: Tensor, f: Tensor, norms: Tensor) -> Tensor:
-    """Of the angle between two tensors of one shape, as vectors; 0 where one is zero. ``norms``: the product of theirs."""
+    """Of the angle between two tensors, as vectors; 0 where one is zero. ``norms``: the product of theirs."""
     return (wide(x) * wide(f)).sum() / norms.clamp(min=torch.finfo(norms.dtype).tiny)
 
 

@@ -15,8 +15,8 @@ from restrain.insight.progress import Progress
 from restrain.run import ledger
 from restrain.run.journal import Journal
 from restrain.run.mirrors import Mirror
-from restrain.run.probes import line as probe_line
 from restrain.run.numbers import loose, number
+from restrain.run.probes import line as probe_line
 from restrain.training.vector import Reading
 from restrain.training.waiting import Waiting
 
