@@ -67,7 +67,7 @@ def of_run(located: Located) -> Subject:
     loaded = load_weights(located.checkpoint, "raw")
     return Subject(
         loaded.recipe,
-        _task(loaded.recipe, loaded.model),
+        task_of(loaded.recipe, loaded.model),
         f"weights after step {located.step:,} of {located.run}",
         located.notices,
     )
@@ -77,14 +77,15 @@ def of_recipe(recipe: Recipe, name: str) -> Subject:
     """Fresh weights. BatchNorms take the statistics of the batch: running ones say nothing before the first step."""
     number_format = "fp64" if recipe.precision == "fp64" else "fp32"
     recipe = recipe.model_copy(update={"precision": number_format})
-    task = _task(recipe, build.build_model_on(recipe, CPU, recipe.seed))
+    task = task_of(recipe, build.build_model_on(recipe, CPU, recipe.seed))
     for module in task.model.modules():
         if isinstance(module, GroupedBatchNorm):
             module.train()
     return Subject(recipe, task, f"fresh weights of {name} (seed {recipe.seed})")
 
 
-def _task(recipe: Recipe, model: nn.Module) -> Classify:
+def task_of(recipe: Recipe, model: nn.Module) -> Classify:
+    """The recipe's task around a network, in evaluation mode, everything with a gradient."""
     make = Own().make_task(recipe)
     task = make(model, build_loss(recipe.loss), recipe.data.mean, recipe.data.std)
     task.eval().requires_grad_(True)
