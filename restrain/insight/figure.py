@@ -64,7 +64,7 @@ def _panel(quantity: Quantity, curves: Sequence[Sequence[float | None]]) -> str:
         f'<text x="{right}" y="{bottom + 14}" text-anchor="end">join {longest}</text>',
     ]
     for n, values in enumerate(curves):
-        known = [(depth, v) for depth, v in enumerate(values) if _finite([v], quantity.log)]
+        known = [(depth, v) for depth, value in enumerate(values) for v in _finite([value], quantity.log)]
         # A join without a value breaks the curve: nothing is drawn that was not read.
         for _, run in groupby(enumerate(known), key=lambda one: one[1][0] - one[0]):
             points = " L".join(place(depth, value) for _, (depth, value) in run)

@@ -61,7 +61,7 @@ def record(model: nn.Module, forward: Callable[[], Tensor]) -> tuple[Tensor, lis
     passed: list[Passed] = []
     for module in model.modules():
         if getattr(module, "inplace", False):
-            module.inplace = False  # pyright: ignore[reportAttributeAccessIssue]
+            module.inplace = False  # pyright: ignore[reportArgumentType]
     found = [(name, join) for name, join in named_joins(model) if isinstance(join, Join)]
 
     def observer(name: str):

@@ -191,5 +191,5 @@ def _write(
 
 def _changes(before: Sequence[str], more: Sequence[str]) -> list[str]:
     """``key=value`` of both, the later of one key."""
-    found = dict(one.partition("=")[::2] for one in [*before, *more])
-    return [f"{key}={value}" for key, value in found.items()]
+    found = {one.partition("=")[0]: one for one in [*before, *more]}
+    return list(found.values())

@@ -121,6 +121,7 @@
     const found = runs.map(of), all = found.flatMap((z) => (z || []).flat()).filter((v) => v !== null);
     let low = all.reduce((a, b) => Math.min(a, b), Infinity), high = all.reduce((a, b) => Math.max(a, b), -Infinity);
     if (quantity.signed) [low, high] = [-1, 1].map((side) => side * (Math.max(Math.abs(low), Math.abs(high)) || 1));
+    const ticks = [0, 1, 2, 3, 4].map((n) => low + (n / 4) * (high - low)), shown = ticks.map((v) => (quantity.log ? 10 ** v : v).toPrecision(2));
     const style = getComputedStyle(document.documentElement), colour = (name) => style.getPropertyValue(name).trim();
     return found.flatMap((z, n) => {
       if (!z) return [];
@@ -128,7 +129,7 @@
       const trace = {
         z, x: steps, y: joins, customdata: runs[n].maps.values[quantity.name], type: "heatmap", zmin: low, zmax: high, colorscale: quantity.signed ? "RdBu" : "Viridis",
         hovertemplate: "%{customdata:.4~g}<br>%{y}, step %{x}<extra></extra>", hoverongaps: false,
-        colorbar: { thickness: 10, outlinewidth: 0, tickprefix: quantity.log ? "1e" : "", tickformat: ".3~g" },
+        colorbar: { thickness: 10, outlinewidth: 0, tickvals: ticks, ticktext: shown.map((v) => String(Number(v))) },
       };
       const axis = { linecolor: colour("--line"), gridcolor: colour("--line"), automargin: true };
       return Plotly.react(by(`map-${quantity.name}-${n}`), [trace], {
