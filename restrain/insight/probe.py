@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from restrain.insight import stream
 from restrain.insight.quantities import NAMES
 from restrain.models import Join, ResidualBlock, joins, residual_blocks
+from restrain.models.residual import GateJoin, ScaledAddJoin, ScaleJoin
 
 Values = dict[str, list[float | None]]
 ON_DEVICE = ("ratio", "cosine", "mean", "variance", "rank", "gate")
@@ -157,15 +158,14 @@ class Probe:
 
 def arriving(join: Join, x: Tensor, branch: Tensor) -> Tensor:
     """What of a branch is added to the stream: the branch, under a scale where the join has one."""
-    if type(join).__name__ in ("ScaledAddJoin", "ScaleJoin"):
+    if isinstance(join, ScaledAddJoin | ScaleJoin):
         return join.joined(torch.zeros_like(x), branch)
     return branch
 
 
 def gate_of(join: Join, x: Tensor) -> Tensor | None:
     """The mean of a gating join's t(x), computed once more; None for other joins."""
-    gate = getattr(join, "gate", None)
-    return stream.wide(gate(x)).mean() if gate is not None else None
+    return stream.wide(join.gate(x)).mean() if isinstance(join, GateJoin) else None
 
 
 @torch.no_grad()
