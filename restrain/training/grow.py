@@ -15,6 +15,7 @@ from restrain import __version__
 from restrain.errors import UserError
 from restrain.models import build_model, residual_blocks
 from restrain.models.growth import match, source, zeroed
+from restrain.optim.optimizers import state_slots
 from restrain.recipe import Recipe, load, to_yaml
 from restrain.run import checkpoint, journal, lockfile
 from restrain.run.folder import RunFolder
@@ -105,6 +106,11 @@ def _fill(state: RunState, reader: checkpoint.Reader, matched: Mapping[str, str]
             continue
         wanted = f"{origin}|{kind}"
         if wanted not in there or reader.shape(wanted) != tuple(tensor.shape):
+            if kind in state_slots(recipe.optimizer) and wanted not in there:
+                raise UserError(
+                    f"optimizer.name is {recipe.optimizer.name}, and {reader.path} has no such state ({kind}). The "
+                    f"optimizer must be that of the run."
+                )
             has = f"has the shape {list(reader.shape(wanted))}" if wanted in there else "is not"
             raise UserError(
                 f"{recipe.model.name} does not continue {reader.path}: {base} ({kind}) has the shape "
