@@ -30,6 +30,7 @@ from restrain.cli.probe import probe
 from restrain.cli.recipes import recipes
 from restrain.cli.report import report
 from restrain.cli.runs import runs
+from restrain.cli.sample import sample
 from restrain.cli.schema import schema
 from restrain.cli.show import show
 from restrain.cli.sweep import sweep
@@ -95,6 +96,7 @@ app.command()(sweep)
 app.command()(sync)
 app.command()(evaluate)
 app.command()(predict)
+app.command()(sample)
 app.command()(export)
 app.command()(probe)
 app.command()(lesion)
