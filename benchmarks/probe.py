@@ -65,7 +65,6 @@ def make(recipe_name: str, model_name: str, side: int, batch: int, device: torch
     settings = StepSettings(
         seed=recipe.seed,
         micro=batch,
-        classes=recipe.model.classes,
         shape=(3, side, side),
         precision=recipe.precision,
         factor=lambda step: 1e-3,

@@ -36,19 +36,20 @@ def lesion(
     found = lesioned(run, chosen, samples)
     for notice in found.notices:
         typer.echo(notice, err=True)
-    typer.echo(f"{found.source}: {found.weights}, {found.samples:,} samples, whole: top1 {found.whole.top1:.4g}")
+    metrics = [name for name in ("top1", "loss") if name in found.whole]
+    first = metrics[0]
+    whole = ", ".join(f"{name} {found.whole[name]:.4g}" for name in metrics)
+    typer.echo(f"{found.source}: {found.weights}, {found.samples:,} samples, whole: {whole}")
     rows = [
         (
-            one.lesion.kind,
-            one.lesion.label,
-            f"{one.score.top1:.2f}",
-            f"{one.score.top1 - found.whole.top1:+.2f}",
-            f"{one.score.loss:.4g}",
+            *(one.lesion.kind, one.lesion.label),
+            *(f"{one.score[name]:.4g}" for name in metrics),
+            f"{one.score[first] - found.whole[first]:+.4g}",
         )
         for one in found.lesions
     ]
     if rows:
-        show_table(("lesion", "blocks", "top1", "change", "loss"), rows)
+        show_table(("lesion", "blocks", *metrics, f"change of {first}"), rows)
     else:
         typer.echo("the shapes allow none of these lesions")
     if out is not None:
@@ -58,5 +59,5 @@ def lesion(
 def _plain(found: Lesioned) -> dict:
     from restrain.run.numbers import strict
 
-    told = {"source": found.source, "weights": found.weights, "samples": found.samples, "whole": vars(found.whole)}
-    return strict(told | {"lesions": [vars(one.lesion) | vars(one.score) for one in found.lesions]})
+    told = {"source": found.source, "weights": found.weights, "samples": found.samples, "whole": found.whole}
+    return strict(told | {"lesions": [vars(one.lesion) | one.score for one in found.lesions]})

@@ -22,7 +22,7 @@ from restrain.run.folder import RunFolder
 from restrain.training import build
 from restrain.training.loaded import load_weights
 from restrain.training.state import RunState
-from restrain.training.subject import CPU, Subject, newest, rows
+from restrain.training.subject import CPU, Subject, batch_of, newest
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def grow(
         added = _fill(state, reader, _matched(was, recipe, place), recipe)
         _take_over(state, reader, {"from": str(located.checkpoint), "was": was.model.name, "now": to})
         placement = reader.placement
-    shown = _check_same(recipe, task, located.checkpoint)
+    shown = _check_same(Subject(recipe, task, to, data), located.checkpoint)
     _write(run, located.run, recipe, lock, state, placement, [f"model.name={to}", *overrides])
     count = len(residual_blocks(task.model))
     blocks = (count - len(added), count)
@@ -147,17 +147,17 @@ def _take_over(state: RunState, reader: checkpoint.Reader, grown: Mapping[str, s
 
 
 @torch.no_grad()
-def _check_same(recipe: Recipe, task, start: Path) -> str:
-    """On what both networks were compared; UserError where their logits differ in any bit."""
-    batch = rows(Subject(recipe, task, ""))
-    task.eval()
+def _check_same(deep: Subject, start: Path) -> str:
+    """On what both networks were compared; UserError where their outputs differ in any bit."""
+    batch = batch_of(deep)
+    deep.task.eval()
     shallow: nn.Module = load_weights(start, "raw").model
-    difference = float((task.model(batch.inputs) - shallow(batch.inputs)).abs().max())
+    difference = float((deep.model(batch.inputs) - shallow(batch.inputs)).abs().max())
     if difference != 0.0:  # NaN as well
         raise UserError(
-            f"{recipe.model.name} cannot take over from {start}: its new blocks are no identities (the logits differ "
-            f"by {difference:.3g}). A new block is one where its join adds (model.join.name=add, no scale on the "
-            f"shortcut) and no norm follows the join (not model.transformer.order=post or deepnorm)."
+            f"{deep.recipe.model.name} cannot take over from {start}: its new blocks are no identities (the logits "
+            f"differ by {difference:.3g}). A new block is one where its join adds (model.join.name=add, no scale on "
+            f"the shortcut) and no norm follows the join (not model.transformer.order=post or deepnorm)."
         )
     return batch.what
 

@@ -9,7 +9,7 @@ import torch
 from restrain.insight import propagation
 from restrain.insight.probe import Probe, Values
 from restrain.insight.propagation import Check
-from restrain.training.subject import Subject, rows
+from restrain.training.subject import Subject, batch_of
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Xray:
 
 def xray(subject: Subject) -> Xray:
     """Read and check one pass. The network's weights and statistics are not kept."""
-    batch = rows(subject)
+    batch = batch_of(subject)
     model, task = subject.model, subject.task
     probe = Probe(model)
 

@@ -97,10 +97,10 @@ def test_a_removed_block_scores_as_a_network_without_its_branch(run: Path, tmp_p
         bn2.weight.zero_()
         bn2.bias.zero_()
     from restrain.training import build
-    from restrain.training.subject import task_of
 
     recipe = load_weights(run).recipe
-    task, data = task_of(recipe, model), build.open_data(recipe)
+    data = build.open_data(recipe)
+    task = build.task_around(recipe, model, data).eval()
     right = total = 0
     loader = build.build_eval_loader(recipe, data, build.World(), build.Placement("cpu", 64, 1, 1))
     for batch in loader:
@@ -108,7 +108,7 @@ def test_a_removed_block_scores_as_a_network_without_its_branch(run: Path, tmp_p
         right += int(((logits.argmax(-1) == batch.labels) & batch.valid).sum())
         total += int(batch.valid.sum())
     loader.close()
-    assert found["layer2.1"].top1 == pytest.approx(100.0 * right / total, abs=1e-9)
+    assert found["layer2.1"]["top1"] == pytest.approx(100.0 * right / total, abs=1e-9)
 
 
 def test_fewer_samples(run: Path, capsys: pytest.CaptureFixture) -> None:
