@@ -23,13 +23,16 @@ def grow(
     from restrain.errors import UserError
     from restrain.training.grow import grow as grown
 
-    if not to:
-        raise UserError("--to is missing: the deeper network's name, such as --to cifar_resnet56.")
+    if not to and not any(word.startswith("model.shape") for word in overrides or []):
+        raise UserError(
+            "--to is missing: the deeper network's name, such as --to cifar_resnet56; or, where the family takes any "
+            "depth, model.shape.depth=24."
+        )
     found = grown(run, to, folder, overrides or [], place)
     for notice in found.notices:
         typer.echo(notice, err=True)
     before, after = found.blocks
-    typer.echo(f"{found.folder}: {to}, grown from {found.start}")
+    typer.echo(f"{found.folder}: {found.name}, grown from {found.start}")
     typer.echo(f"{after} blocks, {before} of them taken over, {after - before} new with branches of zero")
     typer.echo(f"logits differ by 0.0 from those of the shallower network, on {found.rows}")
     typer.echo(f"{found.total - found.step} steps are left; go on with: restrain resume {found.folder}")

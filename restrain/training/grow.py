@@ -27,10 +27,11 @@ from restrain.training.subject import CPU, Subject, batch_of, newest
 
 @dataclass(frozen=True)
 class Grown:
-    """``folder``: the new run; ``start``: the checkpoint that it was made of; ``blocks``: how many there were and are;
-    ``new``: those that were added; ``rows``: on what both networks gave the same logits."""
+    """``folder``: the new run; ``name``: of its network; ``start``: the checkpoint that it was made of; ``blocks``: how
+    many there were and are; ``new``: those that were added; ``rows``: on what both networks gave the same logits."""
 
     folder: Path
+    name: str
     start: Path
     step: int
     total: int
@@ -45,6 +46,8 @@ def grow(
 ) -> Grown:
     """Make a new run in ``folder`` of the newest checkpoint of the run ``path``, with the network ``to`` in its place.
 
+    ``to`` is empty where an override of ``model.shape`` makes the same family deeper.
+
     Old blocks keep weights, statistics and optimizer state; new ones have branches of zero and an optimizer state of
     zero, so that both networks compute the same logits. Journal and ledger go on: the samples were seen.
 
@@ -54,8 +57,9 @@ def grow(
     located = newest(path)
     lock = lockfile.read(located.run / "recipe.lock.yaml")
     was = load(str(located.run / "recipe.lock.yaml")).recipe
-    recipe = load(str(located.run / "recipe.lock.yaml"), [f"model.name={to}", *overrides]).recipe
-    run = RunFolder(folder or Path("runs") / to / f"{datetime.now():%Y%m%d-%H%M%S}-grown")
+    changes = [*([f"model.name={to}"] if to else []), *overrides]
+    recipe = load(str(located.run / "recipe.lock.yaml"), changes).recipe
+    run = RunFolder(folder or Path("runs") / recipe.model.name / f"{datetime.now():%Y%m%d-%H%M%S}-grown")
     if run.path.exists() and any(run.path.iterdir()):
         raise UserError(f"--run {run.path}: there is something already. Name a new folder.")
     data = build.open_data(recipe)
@@ -70,13 +74,15 @@ def grow(
         task = build.build_task(recipe, data, CPU)
         state = build.build_state(recipe, task, plan, total, CPU)
         added = _fill(state, reader, _matched(was, recipe, place), recipe)
-        _take_over(state, reader, {"from": str(located.checkpoint), "was": was.model.name, "now": to})
+        _take_over(state, reader, {"from": str(located.checkpoint), "was": was.model.name, "now": recipe.model.name})
         placement = reader.placement
-    shown = _check_same(Subject(recipe, task, to, data), located.checkpoint)
-    _write(run, located.run, recipe, lock, state, placement, [f"model.name={to}", *overrides])
+    shown = _check_same(Subject(recipe, task, recipe.model.name, data), located.checkpoint)
+    _write(run, located.run, recipe, lock, state, placement, changes)
     count = len(residual_blocks(task.model))
     blocks = (count - len(added), count)
-    return Grown(run.path, located.checkpoint, state.step, total, blocks, added, shown, located.notices)
+    return Grown(
+        run.path, recipe.model.name, located.checkpoint, state.step, total, blocks, added, shown, located.notices
+    )
 
 
 def _matched(was: Recipe, recipe: Recipe, place: str) -> dict[str, str]:
@@ -133,9 +139,14 @@ def _fill(state: RunState, reader: checkpoint.Reader, matched: Mapping[str, str]
 
 def _zeroed(recipe: Recipe) -> set[str]:
     section = recipe.model.model_dump()
-    with torch.device("meta"):
-        sides = build.image_sides(recipe)
-        return zeroed(*(build_model(section | {"zero_init": wanted}, sides=sides) for wanted in (True, False)))
+    try:
+        with torch.device("meta"):
+            sides = build.image_sides(recipe)
+            return zeroed(*(build_model(section | {"zero_init": wanted}, sides=sides) for wanted in (True, False)))
+    except UserError as error:
+        raise UserError(
+            f"{recipe.model.name} cannot grow: its blocks have no branches that could be zero ({error})"
+        ) from None
 
 
 def _take_over(state: RunState, reader: checkpoint.Reader, grown: Mapping[str, str]) -> None:

@@ -116,3 +116,36 @@ def test_the_command_says_what_it_did(shallow: Path, tmp_path: Path, capsys: pyt
     assert "there is something already" in capsys.readouterr().err
     assert command(["grow", str(shallow)]) == 2
     assert "--to is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("join", ["one", "layerscale"])
+def test_transformers_grow_by_their_depth(tmp_path: Path, join: str) -> None:
+    """Their new branches end in projections of zero, whatever the scales of their joins."""
+    model = "model={name: vit, classes: 10, in_chans: 1, shape: {depth: 2, width: 16, heads: 2, patch: 4}, "
+    model += f"join: {{name: add, scale: {join}}}}}"
+    words = [*SETTINGS, model, "optimizer={name: adamw, lr: 0.001}", "batch={global: 64, group: 1}"]
+    ended = worlds.train(tmp_path / "shallow", words)
+    assert ended.codes == [0], ended.text
+    found = grow(tmp_path / "shallow", "", tmp_path / "deep", [*LONGER, "model.shape.depth=4"])
+    assert found.new == ["blocks.1", "blocks.3"]
+    x = values(8, 1, 8, 8, dtype=torch.float32)
+    both = (tmp_path / "shallow" / "checkpoints" / "step-6", found.folder)
+    with torch.no_grad():
+        was, now = (load_weights(run).model(x) for run in both)
+    assert torch.equal(was, now)
+    ended = worlds.start(["resume", str(found.folder)], 1, tmp_path / "logs").wait()
+    assert ended.codes == [0], ended.text
+    first, last = worlds.tensors(found.folder, 6), worlds.tensors(found.folder, 9)
+    name = "blocks.1.attn.proj.weight|param"
+    assert not first[name].any()
+    assert last[name].any()
+    assert ("blocks.1.ls1.gamma|param" in first) == (join == "layerscale")
+
+
+def test_a_post_norm_transformer_cannot_grow(tmp_path: Path) -> None:
+    model = "model={name: vit, classes: 10, in_chans: 1, shape: {depth: 2, width: 16, heads: 2, patch: 4}, "
+    model += "transformer: {order: post}}"
+    words = [*SETTINGS, model, "optimizer={name: adamw, lr: 0.001}", "batch={global: 64, group: 1}"]
+    assert worlds.train(tmp_path / "shallow", words).codes == [0]
+    with pytest.raises(UserError, match="its new blocks are no identities"):
+        grow(tmp_path / "shallow", "", tmp_path / "deep", [*LONGER, "model.shape.depth=4"])
