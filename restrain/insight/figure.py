@@ -46,7 +46,7 @@ def _panel(quantity: Quantity, curves: Sequence[Sequence[float | None]]) -> str:
     scale = math.log10 if quantity.log else float
     low, high = scale(min(every)), scale(max(every))
     if high - low < 1e-9:
-        low, high = low - 0.5, high + 0.5
+        low, high = max(low - 0.5, 0.0) if low >= 0.0 and not quantity.log else low - 0.5, high + 0.5
     longest = max(len(values) for values in curves)
     right, bottom = WIDTH - 12, HEIGHT - 26
 
