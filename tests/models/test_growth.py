@@ -29,7 +29,7 @@ def test_tensors_are_found_under_the_old_blocks_name() -> None:
     assert source("a.2.bn.weight", DEEP, matched) == "a.1.bn.weight"
     assert source("a.1.bn.weight", DEEP, matched) is None
     assert source("fc.weight", DEEP, matched) == "fc.weight"
-    assert source("a.10.w", [*DEEP, "a.10"], matched) is None  # not that of a.1
+    assert source("a.10.w", [*DEEP, "a.10"], {"a.10": "a.7"}) == "a.7.w"  # and not new, as a.1 is
 
 
 def test_the_last_scale_of_each_branch_makes_it_zero() -> None:
