@@ -295,6 +295,12 @@ def _parallel(recipe: "Recipe") -> Iterator[Problem]:
                 yield Problem(
                     f"parallel.{name}", f"= {getattr(parallel, name)}, but parallel.strategy = single is one process"
                 )
+    if parallel.compile == "block" and recipe.track.probe is not None:
+        yield Problem(
+            "track.probe",
+            f"= {recipe.track.probe} reads inside of the blocks, which parallel.compile = block fuses: the steps that "
+            f"are read would compute other last bits. Set one of them to null or none",
+        )
 
 
 def _expect(recipe: "Recipe") -> Iterator[Problem]:

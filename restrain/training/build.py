@@ -320,8 +320,13 @@ def build_task(recipe: Recipe, data: Data, device: torch.device, own: Own | None
         blocks.apply_remat(model)
     if recipe.parallel.compile == "block":
         blocks.apply_compile(model)
-    make = OWN_TASKS.get(recipe.task) or partial(_classify, own=own)
-    return make(recipe, model, data).to(device)
+    return task_around(recipe, model, data, own).to(device)
+
+
+def task_around(recipe: Recipe, model: nn.Module, data: Data, own: Own | None = None) -> Task:
+    """The recipe's task around a model that is there already."""
+    make = OWN_TASKS.get(recipe.task) or partial(_classify, own=own or Own())
+    return make(recipe, model, data)
 
 
 def _classify(recipe: Recipe, model: nn.Module, data: Data, own: Own = NOTHING_OWN) -> Task:
