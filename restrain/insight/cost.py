@@ -41,6 +41,20 @@ def forward_macs(model: nn.Module, channels: int, height: int, width: int) -> in
     return counter.get_total_flops() // 2  # torch counts a multiplication and an addition as two
 
 
+def block_macs(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
+    """Multiply-adds of each residual block for ``example`` [1, ...], counted as :func:`forward_macs` counts.
+
+    ``example``: an input of one row, of which the shape and dtype are used. Names are those of
+    ``residual_blocks(model)``, in depth order.
+    """
+    twin = weightless(model).eval()
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        twin(example.to("meta"))
+    counts, root = counter.get_flop_counts(), type(twin).__name__
+    return {name: sum(counts.get(f"{root}.{name}", {}).values()) // 2 for name, _ in residual_blocks(twin)}
+
+
 def weightless(model: nn.Module) -> nn.Module:
     """A copy of ``model`` on the meta device, without hooks or observers; the weights are not copied on the way."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
