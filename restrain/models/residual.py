@@ -48,13 +48,17 @@ class DropPath(nn.Module):
 
     def dropped(self, branch: Tensor) -> Tensor:
         """The branch with each row multiplied by its factor."""
+        return branch * self.factors_of(branch)
+
+    def factors_of(self, branch: Tensor) -> Tensor:
+        """The factors of the branch's rows, in its dtype, so shaped that they multiply it."""
         if self.factor.shape[0] * self.spread != branch.shape[0]:
             raise RuntimeError(
                 f"The join drops paths with rate {self.rate}, but holds {self.factor.shape[0]} keep factors for "
                 f"{branch.shape[0]} rows: call restrain.models.set_factors before each forward in training mode."
             )
         factor = self.factor if self.spread == 1 else self.factor.repeat_interleave(self.spread)
-        return branch * factor.to(branch.dtype).view(-1, *[1] * (branch.dim() - 1))
+        return factor.to(branch.dtype).view(-1, *[1] * (branch.dim() - 1))
 
     def fills(self) -> dict[str, Fill]:
         return {"factor": ONE}
@@ -150,6 +154,11 @@ class AddJoin(Join):
     def __init__(self, rate: float = 0.0, shortcut: float = 1.0):
         super().__init__(rate)
         self.shortcut = shortcut
+
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        if self.drops and self.training and self.rows is None and self.shortcut == 1.0 and not self.observers:
+            return torch.addcmul(x, branch, self.factors_of(branch))  # one pass, and no tensor in between
+        return super().forward(x, branch)
 
     def joined(self, x: Tensor, branch: Tensor) -> Tensor:
         return x + branch if self.shortcut == 1.0 else self.shortcut * x + branch

@@ -23,6 +23,7 @@ from restrain.data.progressive import Sides
 from restrain.data.reader import BadSample, Source
 from restrain.data.wds.stages import Stage
 from restrain.errors import UserError, WorldError
+from restrain.insight.cost import branch_macs
 from restrain.models.build import build_model, is_foreign
 from restrain.models.foreign import Build
 from restrain.models.init import materialise
@@ -35,6 +36,7 @@ from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.recipe.checks import DIGITS_SIDE
 from restrain.recipe.durations import Duration
+from restrain.training import drop_path
 from restrain.training.border import Cadence
 from restrain.training.classify import Classify, build_loss
 from restrain.training.own import Own, check_rows
@@ -219,7 +221,22 @@ def build_model_on(recipe: Recipe, device: torch.device, seed: int, own: Build |
 def check_model(recipe: Recipe, own: Build | None = None) -> None:
     """Raises UserError for a model that cannot be built or trained, before a run folder is made for it."""
     with torch.device("meta"):
-        build_model(recipe.model.model_dump(), recipe.seed, image_sides(recipe), own)
+        model = build_model(recipe.model.model_dump(), recipe.seed, image_sides(recipe), own)
+    check_drop_path(recipe, model)
+
+
+def check_drop_path(recipe: Recipe, model: nn.Module) -> None:
+    """Raises UserError where the mode of drop path does not fit the model or its groups."""
+    drop_path.check_mode(model, recipe.model.drop_path.mode, recipe.batch.group, recipe.batch.global_)
+
+
+def block_work(recipe: Recipe, model: nn.Module) -> dict[str, int] | None:
+    """Multiply-adds of each block's branches, where the mode of drop path leaves some of them out; else None."""
+    if recipe.model.drop_path.mode == "sample" or not recipe.model.drop_path.rate:
+        return None
+    side = image_sides(recipe)[0]
+    dtype = next(model.parameters()).dtype
+    return branch_macs(model, torch.empty(1, recipe.model.in_chans, side, side, dtype=dtype, device="meta"))
 
 
 def check_task(recipe: Recipe, data: Data, own: Own) -> None:
