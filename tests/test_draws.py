@@ -48,6 +48,10 @@ def test_purposes_are_frozen():
         "INIT": 7,
         "HELD_OUT": 8,
         "DROPOUT": 9,
+        "OFFSET": 10,
+        "MASKED": 11,
+        "MASKED_EVAL": 12,
+        "SAMPLE": 13,
     }
 
 

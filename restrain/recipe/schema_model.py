@@ -1,6 +1,6 @@
 """The recipe's ``model`` section."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
@@ -36,10 +36,11 @@ class AddJoin(Section):
     """y = x + a drop_path(f(x)): the residual network."""
 
     name: Literal["add"]
-    scale: Literal["one", "layerscale", "rezero", "skipinit"] = Field(
-        default="one",
+    scale: Literal["one", "layerscale", "rezero", "skipinit"] | None = Field(
+        default=None,
         description="a: 1; a learned vector (LayerScale, arXiv:2103.17239); or one learned number, 0 at first (ReZero, "
-        "arXiv:2003.04887; SkipInit, arXiv:2002.10444).",
+        "arXiv:2003.04887; SkipInit, arXiv:2002.10444). null: one, but layerscale in the networks that have it by name "
+        "(deit3_small_patch16_224).",
     )
     init: NonNegative | None = Field(
         default=None, description="What a learned a is at first; null: 1e-5 for layerscale, else 0."
@@ -184,6 +185,12 @@ class Init(Section):
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
 
+if TYPE_CHECKING:
+    Classes = int  # once it is settled, that is everywhere but in the checks of a recipe
+else:
+    Classes = Auto | Annotated[int, Field(ge=2)]
+
+
 class Model(Section):
     """The network."""
 
@@ -191,7 +198,9 @@ class Model(Section):
         description="One of ours (docs/models.md lists them), such as resnet50; any of timm's, as timm/convnext_tiny; "
         "or one of an installed package, as PACKAGE/NAME."
     )
-    classes: Annotated[int, Field(ge=2)] = Field(description="Number of classes.")
+    classes: Classes = Field(
+        description="Number of classes. Of a language model the tokens that it can say; auto: those of the data."
+    )
     in_chans: Positive = Field(default=3, description="Channels of the input: 3 for colour, 1 for grey.")
     join: Join = Field(default=AddJoin(name="add"), description="Where a branch meets the residual stream.")
     zero_init: Auto | bool = Field(

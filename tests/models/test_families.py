@@ -32,9 +32,20 @@ class Case(NamedTuple):
     side: int = 16
 
 
+MODERN = {"position": "rotary", "norm": "rmsnorm", "activation": "swiglu", "tied": False, "dropout": 0.1}
 # One line a family, or several where its networks differ in kind.
 CASES = {
     "resnet": [Case({"name": "cifar_resnet20"}), Case({"name": "resnet50"}, side=64)],
+    "vit": [
+        Case({"name": "vit", "shape": {"depth": 3, "width": 32, "heads": 2, "patch": 4}}),
+        Case({"name": "vit_tiny_patch16_224", "shape": {"depth": 2}, "transformer": {"order": "post"}}, side=32),
+        Case({"name": "deit3_small_patch16_224", "shape": {"depth": 2, "width": 64, "heads": 2}}, side=32),
+    ],
+    "gpt": [
+        Case({"name": "gpt", "shape": {"depth": 3, "width": 32, "heads": 2, "context": 16}}, "tokens"),
+        Case({"name": "gpt2", "shape": {"depth": 2, "width": 32, "heads": 2}, "transformer": MODERN}, "tokens"),
+    ],
+    "bert": [Case({"name": "bert", "shape": {"depth": 3, "width": 32, "heads": 2, "context": 16}}, "tokens")],
 }
 ALL = [(family, case) for family, cases in CASES.items() for case in cases]
 IDS = [case.section["name"] for _, case in ALL]
