@@ -5,8 +5,8 @@ remat by block, and 20 steps of ResNet-1202 and of the 1,000-block transformer.
 would inherit ``ru_maxrss`` from its parent). What is reported a block is the difference to the smallest depth, divided
 by the blocks in between: stem, head and the interpreter drop out. Linux only. ``docs/figures/depth.py`` draws it.
 
-The transformer is pre-norm, 64 wide, of 64 tokens in batches of 4; the ResNet has the CIFAR sizes, batches of 16. Both
-train with SGD and momentum, in fp32.
+The transformer is pre-norm, 64 wide, of 64 tokens in batches of 4; the ResNet has the CIFAR sizes, batches of 8. Both
+train with SGD and momentum, in fp32, with one thread; times are those that the processor spent on the process.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def resnet(blocks: int) -> tuple[Any, Any, int]:
     model = build(ResNetSpec(BasicBlock, (each, each, each), cifar=True), Wish(f"blocks{3 * each}", classes=10))
     init_model(model, 0)
     model = model.to(memory_format=torch.channels_last)
-    images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     return model, images.contiguous(memory_format=torch.channels_last), 3 * each
 
 
@@ -66,7 +66,7 @@ def transformer(blocks: int) -> tuple[Any, Any, int]:
     return model, tokens, blocks
 
 
-def train(family: str, blocks: int, remat: bool, steps: int, threads: int) -> dict[str, Any]:
+def train(family: str, blocks: int, remat: bool, steps: int) -> dict[str, Any]:
     """Some steps of one network in this process: times, memory, losses."""
     import torch
     import torch.nn.functional as F
@@ -74,7 +74,7 @@ def train(family: str, blocks: int, remat: bool, steps: int, threads: int) -> di
     from restrain.models import StagedStatistics
     from restrain.parallel.blocks import apply_remat
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     model, inputs, blocks = {"resnet": resnet, "transformer": transformer}[family](blocks)
     if remat:
         apply_remat(model)
@@ -85,7 +85,7 @@ def train(family: str, blocks: int, remat: bool, steps: int, threads: int) -> di
     gc.collect()
     built, seconds, losses = status("VmRSS"), [], []
     for _ in range(steps):
-        began = time.perf_counter()
+        began = time.process_time()
         optimizer.zero_grad()
         logits = model(inputs)
         loss = F.cross_entropy(logits.flatten(0, -2), labels)
@@ -93,7 +93,7 @@ def train(family: str, blocks: int, remat: bool, steps: int, threads: int) -> di
         optimizer.step()
         staged.accumulate()
         staged.commit(1)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.process_time() - began)
         losses.append(float(loss.detach()))
     return {
         "family": family,
@@ -107,9 +107,9 @@ def train(family: str, blocks: int, remat: bool, steps: int, threads: int) -> di
     }
 
 
-def measured(family: str, blocks: int, remat: bool, steps: int, threads: int) -> dict[str, Any]:
+def measured(family: str, blocks: int, remat: bool, steps: int) -> dict[str, Any]:
     """:func:`train` in a process of its own."""
-    command = [sys.executable, __file__, "--one", family, str(blocks), str(int(remat)), str(steps), str(threads)]
+    command = [sys.executable, __file__, "--one", family, str(blocks), str(int(remat)), str(steps)]
     said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=3600).stdout
     return json.loads(said.splitlines()[-1])
 
@@ -128,35 +128,34 @@ def per_block(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--one", nargs=5, metavar=("FAMILY", "BLOCKS", "REMAT", "STEPS", "THREADS"), help="one process")
+    parser.add_argument("--one", nargs=4, metavar=("FAMILY", "BLOCKS", "REMAT", "STEPS"), help="one process")
     parser.add_argument("--families", default=",".join(SHOWN))
     parser.add_argument("--blocks", default=",".join(map(str, BLOCKS)))
-    parser.add_argument("--steps", type=int, default=5, help="of each depth; the first is not timed")
+    parser.add_argument("--steps", type=int, default=4, help="of each depth; the first is not timed")
     parser.add_argument("--no-full", action="store_true", help="leave out the 20 steps of the deepest")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", help="write the figures to this file")
     args = parser.parse_args(argv)
     if args.one:
         family, *numbers = args.one
-        blocks, remat, steps, threads = map(int, numbers)
-        print(json.dumps(train(family, blocks, bool(remat), steps, threads)))
+        blocks, remat, steps = map(int, numbers)
+        print(json.dumps(train(family, blocks, bool(remat), steps)))
         return 0
     rows, results = [], {}
     for family in args.families.split(","):
         for remat in (False, True):
             depths = [int(blocks) for blocks in args.blocks.split(",")]
-            series = [measured(family, blocks, remat, args.steps, args.threads) for blocks in depths]
+            series = [measured(family, blocks, remat, args.steps) for blocks in depths]
             name = f"{family}, remat" if remat else family
             results[name] = {"depths": series, "per_block": per_block(series)}
             for row in series:
                 rows.append([name, f"{row['blocks']}", f"{row['seconds']:.2f}", f"{row['peak_mb']:,.0f}"])
                 print("  ".join(rows[-1]), flush=True)
         if not args.no_full:
-            full = measured(family, FULL[family], False, FULL_STEPS, args.threads)
+            full = measured(family, FULL[family], False, FULL_STEPS)
             results[f"{family}, {FULL_STEPS} steps"] = full
             print(f"{family} of {full['blocks']} blocks: loss {full['losses'][0]:.3f} to {full['losses'][-1]:.3f}")
+        reporting.write(args.json, {k: v for k, v in vars(args).items() if k != "one"}, results)
     reporting.table(["", "blocks", "s a step", "peak MB"], rows)
-    reporting.write(args.json, {k: v for k, v in vars(args).items() if k != "one"}, results)
     return 0
 
 

@@ -44,6 +44,7 @@ class Network:
     section: dict[str, Any]
     images: tuple[int, int, int, int]
     modes: tuple[str, ...]
+    rounds: int  # timed steps of each variant
     stage: Callable[[str], str]
 
 
@@ -51,15 +52,17 @@ NETWORKS = {
     "resnet110": Network(
         "ResNet-110",
         {"name": "cifar_resnet110", "classes": 10},
-        (32, 3, 32, 32),
+        (16, 3, 32, 32),
         ("none", "sample", "batch"),
+        100,
         lambda name: name.partition(".")[0],
     ),
     "vit_s": Network(
         "ViT-S/16",
         {"name": "vit_small_patch16_224", "classes": 1000},
-        (16, 3, 128, 128),
+        (8, 3, 128, 128),
         ("none", "sample", "batch", "subset"),
+        52,
         lambda name: "blocks",
     ),
 }
@@ -199,23 +202,24 @@ def summary(network: Network, variants: dict[str, Variant]) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--networks", default=",".join(NETWORKS), help="which of them")
-    parser.add_argument("--rounds", type=int, default=80, help="timed steps of each variant")
+    parser.add_argument("--rounds", type=int, help="timed steps of each variant, instead of each network's own")
     parser.add_argument("--warmup", type=int, default=3, help="steps of each variant before them")
     parser.add_argument("--json", help="write the figures to this file")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    results = {name: measure(NETWORKS[name], args.rounds, args.warmup) for name in args.networks.split(",")}
-    rows = []
-    for name, found in results.items():
-        for mode in NETWORKS[name].modes:
-            one = found[mode]
+    rows, results = [], {}
+    for name in args.networks.split(","):
+        network = NETWORKS[name]
+        results[name] = measure(network, args.rounds or network.rounds, args.warmup)
+        for mode in network.modes:
+            one = results[name][mode]
             bound = f"{one['bound']:.3f}" if "bound" in one else ""
             step = [f"{one['step_ms']:.1f}", f"{one['step_ratio']:.3f}", f"{one['wall_ratio']:.3f}"]
             trunk = [f"{one['trunk_ms']:.1f}", f"{one['trunk_ratio']:.3f}", f"{one['trunk_ratio_in_rounds']:.3f}"]
-            rows.append([f"{NETWORKS[name].title} {mode}", *step, *trunk, bound, f"{one['p']:.3f}"])
+            rows.append([f"{network.title} {mode}", *step, *trunk, bound, f"{one['p']:.3f}"])
+        reporting.write(args.json, vars(args), results)
     header = ["", "step ms", ": none", "wall : none", "trunk ms", ": none", "in rounds", "at most", "p"]
     reporting.table(header, rows)
-    reporting.write(args.json, vars(args), results)
     return 0
 
 
