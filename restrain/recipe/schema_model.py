@@ -223,8 +223,8 @@ class Model(Section):
     in_chans: Positive = Field(default=3, description="Channels of the input: 3 for colour, 1 for grey.")
     join: Join = Field(
         default=AddJoin(name="add"),
-        description="Where a branch meets the residual stream; by default gate in highway networks, concat in DenseNets, "
-        "none in plain nets.",
+        description="Where a branch meets the residual stream; by default gate in highway networks, concat in "
+        "DenseNets, none in plain nets.",
     )
     zero_init: Auto | bool = Field(
         default="auto", description="Start the last norm scale of each branch at zero; auto: where the join adds."
