@@ -217,8 +217,8 @@ class Model(Section):
         "or one of an installed package, as PACKAGE/NAME."
     )
     classes: Classes = Field(
-        description="Number of classes. A regression has 1 (task=regress), a language model the tokens that it can say; "
-        "auto: those of the data."
+        description="Number of classes. A regression has 1 (task=regress), a language model the tokens that it can "
+        "say; auto: those of the data."
     )
     in_chans: Positive = Field(default=3, description="Channels of the input: 3 for colour, 1 for grey.")
     join: Join = Field(
