@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,9 @@ def train(family: str, blocks: int, remat: bool, steps: int) -> dict[str, Any]:
     }
 
 
-def measured(family: str, blocks: int, remat: bool, steps: int) -> dict[str, Any]:
+def measured(family: str, blocks: int, remat: int, steps: int) -> dict[str, Any]:
     """:func:`train` in a process of its own."""
-    command = [sys.executable, __file__, "--one", family, str(blocks), str(int(remat)), str(steps)]
+    command = [sys.executable, __file__, "--one", family, str(blocks), str(remat), str(steps)]
     said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=3600).stdout
     return json.loads(said.splitlines()[-1])
 
@@ -131,7 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--one", nargs=4, metavar=("FAMILY", "BLOCKS", "REMAT", "STEPS"), help="one process")
     parser.add_argument("--families", default=",".join(SHOWN))
     parser.add_argument("--blocks", default=",".join(map(str, BLOCKS)))
-    parser.add_argument("--steps", type=int, default=4, help="of each depth; the first is not timed")
+    parser.add_argument("--steps", type=int, default=3, help="of each depth; the first is not timed")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time: what is timed is their own work")
     parser.add_argument("--no-full", action="store_true", help="leave out the 20 steps of the deepest")
     parser.add_argument("--json", help="write the figures to this file")
     args = parser.parse_args(argv)
@@ -140,22 +142,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         blocks, remat, steps = map(int, numbers)
         print(json.dumps(train(family, blocks, bool(remat), steps)))
         return 0
-    rows, results = [], {}
-    for family in args.families.split(","):
-        for remat in (False, True):
-            depths = [int(blocks) for blocks in args.blocks.split(",")]
-            series = [measured(family, blocks, remat, args.steps) for blocks in depths]
-            name = f"{family}, remat" if remat else family
-            results[name] = {"depths": series, "per_block": per_block(series)}
-            for row in series:
-                rows.append([name, f"{row['blocks']}", f"{row['seconds']:.2f}", f"{row['peak_mb']:,.0f}"])
-                print("  ".join(rows[-1]), flush=True)
-        if not args.no_full:
-            full = measured(family, FULL[family], False, FULL_STEPS)
-            results[f"{family}, {FULL_STEPS} steps"] = full
-            print(f"{family} of {full['blocks']} blocks: loss {full['losses'][0]:.3f} to {full['losses'][-1]:.3f}")
-        reporting.write(args.json, {k: v for k, v in vars(args).items() if k != "one"}, results)
+    depths = [int(blocks) for blocks in args.blocks.split(",")]
+    wanted = {
+        f"{family}{', remat' * remat}": (family, remat) for family in args.families.split(",") for remat in (0, 1)
+    }
+    with ThreadPoolExecutor(args.jobs) as pool:
+        # The longest first, so that none is left over at the end.
+        full = (
+            {}
+            if args.no_full
+            else {
+                family: pool.submit(measured, family, FULL[family], 0, FULL_STEPS)
+                for family in args.families.split(",")
+            }
+        )
+        tasks = {
+            (name, blocks): pool.submit(measured, family, blocks, remat, args.steps)
+            for blocks in reversed(depths)
+            for name, (family, remat) in wanted.items()
+        }
+    results: dict[str, Any] = {}
+    for name in wanted:
+        series = [tasks[name, blocks].result() for blocks in depths]
+        results[name] = {"depths": series, "per_block": per_block(series)}
+    for family, one in full.items():
+        results[f"{family}, {FULL_STEPS} steps"] = one.result()
+    rows = [
+        [name, f"{row['blocks']:,}", f"{row['seconds']:.2f}", f"{row['peak_mb']:,.0f}"]
+        for name, found in results.items()
+        for row in found.get("depths", [found])
+    ]
     reporting.table(["", "blocks", "s a step", "peak MB"], rows)
+    reporting.write(args.json, {k: v for k, v in vars(args).items() if k != "one"}, results)
     return 0
 
 

@@ -1,7 +1,7 @@
 """What stochastic depth saves: step times of its modes beside the same network without it.
 
 ``python benchmarks/stochastic_depth.py [--json FILE]``. Two networks, both linear to 0.5: ResNet-110 at 32 pixels, and
-ViT-S at 128. Every variant has a model, an optimizer and draws of its own, and all take one step in turn, so that other
+ViT-S at 112. Every variant has a model, an optimizer and draws of its own, and all take one step in turn, so that other
 work on the machine falls on all alike; times are those that the processor spent on this process, and the ratio of the
 wall's times is given as well. The trunk (the residual blocks) is timed apart from stem, head and optimizer, by the
 moments at which the host enters and leaves its forward and its backward pass.
@@ -60,9 +60,9 @@ NETWORKS = {
     "vit_s": Network(
         "ViT-S/16",
         {"name": "vit_small_patch16_224", "classes": 1000},
-        (8, 3, 128, 128),
+        (4, 3, 112, 112),
         ("none", "sample", "batch", "subset"),
-        52,
+        50,
         lambda name: "blocks",
     ),
 }

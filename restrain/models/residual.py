@@ -159,9 +159,11 @@ class AddJoin(Join):
         self.shortcut = shortcut
 
     def forward(self, x: Tensor, branch: Tensor) -> Tensor:
-        if self.drops and self.training and self.rows is None and self.shortcut == 1.0 and not self.observers:
-            return torch.addcmul(x, branch, self.factors_of(branch))  # one pass, and no tensor in between
-        return super().forward(x, branch)
+        if not (self.drops and self.training) or self.rows is not None or self.shortcut != 1.0:
+            return super().forward(x, branch)
+        factors = self.factors_of(branch)
+        y = torch.addcmul(x, branch, factors)  # one pass, and no tensor in between
+        return self.shown(x, branch * factors, y) if self.observers else y
 
     def joined(self, x: Tensor, branch: Tensor) -> Tensor:
         return x + branch if self.shortcut == 1.0 else self.shortcut * x + branch
