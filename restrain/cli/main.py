@@ -22,6 +22,7 @@ from restrain.cli.completion import completion
 from restrain.cli.data import app as data
 from restrain.cli.evaluate import evaluate
 from restrain.cli.export import export
+from restrain.cli.lineage import lineage
 from restrain.cli.look import look
 from restrain.cli.predict import predict
 from restrain.cli.recipes import recipes
@@ -88,6 +89,7 @@ app.command()(resume)
 app.command()(runs)
 app.command()(compare)
 app.command()(report)
+app.command()(lineage)
 app.command()(sweep)
 app.command()(sync)
 app.command()(evaluate)
