@@ -13,7 +13,8 @@ Claims = Annotated[list[str] | None, typer.Argument(metavar="[CLAIM ...]", help=
 def lineage(
     claims: Claims = None,
     out: Annotated[
-        Path, typer.Option("-o", "--out", metavar="DIR", help="Folder of the page and its runs; finished runs are reused.")
+        Path,
+        typer.Option("-o", "--out", metavar="DIR", help="Folder of the page and its runs; finished runs are reused."),
     ] = Path("lineage"),
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder with tinyshakespeare.txt, for the claims that read text.")

@@ -81,7 +81,9 @@ def lines(title: str, x_label: str, y_label: str, found: Sequence[Line], log: bo
             points = " ".join(f"{_x(across, x):.1f},{_y(up, y):.1f}" for x, y in part)
             body.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
             if len(part) < 3:
-                body += [f'<circle cx="{_x(across, x):.1f}" cy="{_y(up, y):.1f}" r="3" fill="{colour}"/>' for x, y in part]
+                body += [
+                    f'<circle cx="{_x(across, x):.1f}" cy="{_y(up, y):.1f}" r="3" fill="{colour}"/>' for x, y in part
+                ]
     legend, height = _legend([(line.name, line.colour, line.dashed) for line in found])
     return _svg(title, [*body, *legend], HEIGHT + height)
 
@@ -117,7 +119,9 @@ def heat(title: str, x_label: str, y_label: str, table: Sequence[Sequence[float]
     for r, row in enumerate(table):
         for c, value in enumerate(row):
             share = min(1.0, max(0.0, (value - low) / (high - low))) if math.isfinite(value) else 0.0
-            place = f'x="{LEFT + c * wide:.1f}" y="{TOP + r * tall:.1f}" width="{wide + 0.5:.1f}" height="{tall + 0.5:.1f}"'
+            place = (
+                f'x="{LEFT + c * wide:.1f}" y="{TOP + r * tall:.1f}" width="{wide + 0.5:.1f}" height="{tall + 0.5:.1f}"'
+            )
             body.append(f'<rect {place} fill="{COLOURS[0]}" fill-opacity="{share:.3f}"/>')
     body.append(_text(LEFT + (WIDTH - LEFT - RIGHT) / 2, HEIGHT - 8, x_label, "middle", faint=True))
     body.append(_upright(14, TOP + (HEIGHT - TOP - BOTTOM) / 2, y_label))

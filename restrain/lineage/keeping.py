@@ -24,9 +24,13 @@ def write(folder: Path, report: Report) -> None:
         return
     kept: dict[str, Any] = {"claim": report.claim.number, "outcome": asdict(report.outcome)}
     numbers = report.outcome.numbers
-    kept["outcome"]["numbers"] = {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
+    kept["outcome"]["numbers"] = {
+        name: value if math.isfinite(value) else str(value) for name, value in numbers.items()
+    }
     kept |= {name: getattr(report, name) for name in ("seconds", "budget", "written", "facts")}
-    write_atomic(path_of(folder, report.claim), json.dumps(kept, indent=1) + "\n")
+    path = path_of(folder, report.claim)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(kept, indent=1) + "\n")
 
 
 def read(folder: Path, claim: Claim) -> Report | None:

@@ -111,7 +111,9 @@ def set_feedback(model: nn.Module, kind: str) -> None:
         return
     layers = [module for module in model.modules() if isinstance(module, Fed)]
     if not layers:
-        raise UserError(f"model.feedback is {kind}, but {type(model).__name__} has no convolution or linear layer of ours.")
+        raise UserError(
+            f"model.feedback is {kind}, but {type(model).__name__} has no convolution or linear layer of ours."
+        )
     for layer in layers:
         layer.feedback_kind = kind  # pyright: ignore[reportAttributeAccessIssue]
         if kind == "random":

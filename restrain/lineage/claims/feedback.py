@@ -40,5 +40,8 @@ CLAIM = Claim(
         Check("loss of residual-20, sign", "<", "loss of residual-20, random"),
     ),
     run=run,
-    long=("restrain train cifar10_resnet20 model.feedback=sign", "restrain train imagenet_resnet50 model.feedback=sign"),
+    long=(
+        "restrain train cifar10_resnet20 model.feedback=sign",
+        "restrain train imagenet_resnet50 model.feedback=sign",
+    ),
 )

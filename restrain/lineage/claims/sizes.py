@@ -35,7 +35,9 @@ def run(bench: Bench) -> Outcome:
         "Ours is the v1.5 placement: the 3x3 convolution of a bottleneck strides and not the first 1x1 one, which costs "
         "4.09 instead of 3.8 thousand million multiply-adds in a ResNet-50. The paper's figures have two digits."
     )
-    return Outcome(numbers, figure, tuple(command("check", name) for name in ("imagenet_resnet50", "cifar10_resnet110")), (note,))
+    return Outcome(
+        numbers, figure, tuple(command("check", name) for name in ("imagenet_resnet50", "cifar10_resnet110")), (note,)
+    )
 
 
 def _built(name: str, classes: int) -> torch.nn.Module:
