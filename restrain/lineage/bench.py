@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from restrain.errors import RestrainError
+from restrain.models.foreign import Build
 from restrain.recipe import Recipe, load
 from restrain.run.history import Column, columns
 from restrain.run.summary import summarise
@@ -30,15 +31,19 @@ class Stopped(RestrainError):
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run. ``words``: the recipe and the overrides that made it."""
+    """A finished run. ``words``: the recipe and the overrides that made it; ``model``: a network beside them."""
 
     path: Path
     words: tuple[str, ...]
+    model: Build | None = None
 
     @property
     def command(self) -> str:
-        """What a person types."""
-        return command("train", *self.words)
+        """What a person types; with a network of its own, in Python."""
+        if self.model is None:
+            return command("train", *self.words)
+        given = f"{self.words[0]!r}, {list(self.words[1:])!r}, model={self.model.__name__}"
+        return f"from {self.model.__module__} import {self.model.__name__}; restrain.fit({given})"
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -90,20 +95,29 @@ class Bench:
     budget: float = 1.0
     data: Path | None = None
 
-    def train(self, recipe: str, *overrides: str) -> Trained:
+    def train(self, recipe: str, *overrides: str, model: Build | None = None) -> Trained:
         """The run of a recipe; one that is finished is taken as it is, one that was begun is gone on with.
 
-        Raises UserError where the recipe does not fit, Stopped after a signal.
+        ``model``: what builds another network than the recipe's, as of :func:`restrain.fit`. Raises UserError where the
+        recipe does not fit, Stopped after a signal.
         """
-        words = (recipe, *self._shortened(recipe, overrides))
-        path = self.folder / "runs" / label(words)
-        if summarise(path).state != "finished":
-            result = fit(words[0], [*words[1:], *ALONE], run=path)
-            if result.state != "finished":
-                raise Stopped(f"Stopped in {path}; the same command goes on from there.")
-        return Trained(path, words)
+        words = (recipe, *self.shortened(recipe, overrides))
+        path = self.folder / "runs" / label((*words, model.__qualname__) if model else words)
+        return self._finished(words[0], words[1:], Trained(path, words, model))
 
-    def _shortened(self, recipe: str, overrides: Sequence[str]) -> Sequence[str]:
+    def resume(self, path: Path, words: tuple[str, ...]) -> Trained:
+        """A run that exists, trained to its end; ``words`` say what it is."""
+        return self._finished(str(path / "recipe.lock.yaml"), (), Trained(path, words))
+
+    def _finished(self, recipe: str, overrides: Sequence[str], run: Trained) -> Trained:
+        if summarise(run.path).state != "finished":
+            result = fit(recipe, [*overrides, *ALONE], run=run.path, model=run.model)
+            if result.state != "finished":
+                raise Stopped(f"Stopped in {run.path}; the same command goes on from there.")
+        return run
+
+    def shortened(self, recipe: str, overrides: Sequence[str]) -> Sequence[str]:
+        """The overrides, with the budget's share of the length that the recipe would have with them."""
         if self.budget == 1.0:
             return overrides
         length = load(recipe, overrides).recipe.length

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from restrain.draws import mix_torch, name_key, uniform_torch
 from restrain.insight.through_time import gradient_norms
 from restrain.lineage.bench import Bench
 from restrain.lineage.charts import Line, lines
@@ -11,7 +12,7 @@ from restrain.lineage.claim import Check, Claim, Outcome
 from restrain.models import build_model
 
 STEPS, ROWS, WIDTH = 200, 16, 32
-NETS = {
+NETS: dict[str, dict] = {
     "RNN": {"name": "rnn"},
     "LSTM of 1997": {"name": "lstm1997"},
     "LSTM of 2000, bias 0": {"name": "lstm", "shape": {"forget_bias": 0.0}},
@@ -21,7 +22,18 @@ NETS = {
 
 def run(bench: Bench) -> Outcome:
     """What arrives of the last step's error at each of 200 steps, in four untrained nets, float64."""
-    raise NotImplementedError
+    numbers, curves = {}, []
+    keys = torch.arange(ROWS * STEPS * 2).view(ROWS, STEPS, 2)
+    x_BTD = uniform_torch(mix_torch(name_key("lineage 12"), keys))
+    for net, section in NETS.items():
+        shape = {"width": WIDTH, "depth": 1} | section.get("shape", {})
+        model = build_model(section | {"shape": shape, "classes": 2, "in_chans": 2}).double()
+        norms = gradient_norms(model, lambda m=model: m(x_BTD).square().sum())
+        numbers[f"gradient through 200 steps, {net}"] = norms[0] / norms[-1]
+        curves.append(Line(net, list(range(1, STEPS + 1)), [norm / norms[-1] for norm in norms]))
+    figure = lines("What arrives of the last step's error", "step", "gradient over that at step 200", curves, log=True)
+    note = "Of an LSTM it is the gradient at the cell, of the RNN that at its state."
+    return Outcome(numbers, figure, (), (note,))
 
 
 CLAIM = Claim(

@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
+from typing import Any
 
-from restrain.lineage.bench import Bench
+import torch
+from torch import nn
+
+from restrain.lineage.bench import Bench, Trained
 from restrain.lineage.charts import Line, lines
 from restrain.lineage.claim import Check, Claim, Outcome
 from restrain.lineage.looking import of_run, rows_of
-from restrain.models import joins, residual_blocks
 
 SKIP = ("model.name=skip_perceptron", "model.shape={depth: 1, width: 32}")
-CHOICES = {"skip-layer perceptron": SKIP, "perceptron without skip": (*SKIP, "model.join.name=none")}
-"""The linear model is the same with its hidden units left out of training: frozen at an output of zero."""
+
+
+def linear(section: Mapping[str, Any]) -> nn.Module:
+    """The linear model on 8 x 8 pixels, for :func:`restrain.fit`."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64 * section["in_chans"], section["classes"]))
 
 
 def run(bench: Bench) -> Outcome:
     """The trained net with its branch at zero beside its own skip, and its loss beside that of the linear model."""
-    numbers, curves, commands = {}, [], []
-    for name, words in CHOICES.items():
-        one = bench.train("digits_resnet56", *words)
+    runs = {
+        "linear model": bench.train("digits_resnet56", model=linear),
+        "skip-layer perceptron": bench.train("digits_resnet56", *SKIP),
+        "perceptron without skip": bench.train("digits_resnet56", *SKIP, "model.join.name=none"),
+    }
+    numbers = {"largest difference from the linear model with the branch at zero": _difference(runs)}
+    for name, one in runs.items():
         numbers[f"loss of the {name}"] = one.loss
         numbers[f"held-out accuracy of the {name}, %"] = one.metrics["eval/top1"]
-        curves.append(Line(name, *one.by_epoch()))
-        commands.append(one.command)
-    return Outcome(numbers, lines("Skip-layer perceptron", "epoch", "training loss", curves, log=True), tuple(commands))
+    curves = [Line(name, *one.by_epoch()) for name, one in runs.items()]
+    figure = lines("Skip-layer perceptron", "epoch", "training loss", curves, log=True)
+    return Outcome(numbers, figure, tuple(one.command for one in runs.values()))
+
+
+@torch.no_grad()
+def _difference(runs: Mapping[str, Trained]) -> float:
+    """Between the trained net whose branch's last layer is zero, and its skip layer alone."""
+    one = runs["skip-layer perceptron"]
+    model: Any = of_run(one).eval()
+    x_BCHW, _ = rows_of(one.recipe, 64)
+    model.block.output.weight.zero_()
+    return float((model(x_BCHW) - model.block.skip(x_BCHW.flatten(1))).abs().max())
 
 
 CLAIM = Claim(

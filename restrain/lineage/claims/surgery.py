@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import torch
 
 from restrain.lineage.bench import Bench, Trained, command, label
 from restrain.lineage.charts import Line, lines
 from restrain.lineage.claim import Check, Claim, Outcome
 from restrain.lineage.claims.degradation import trained
-from restrain.lineage.looking import of_checkpoint, rows_of
+from restrain.lineage.looking import of_run, rows_of
+from restrain.run.files import write_atomic
 from restrain.training.grow import grow
 
 TO, LENGTH = "cifar_resnet56", "length=30ep"
@@ -36,15 +40,21 @@ def run(bench: Bench) -> Outcome:
 
 
 def _grown(bench: Bench, small: Trained) -> tuple[Trained, float]:
-    """The grown run, finished, and how far the logits of the first checkpoint are from those that it grew from."""
-    words = (small.path.name, "grown", TO, LENGTH)
-    path = bench.folder / "runs" / label(words)
-    length = bench.shortened(LENGTH)
-    if not path.exists():
-        grow(small.path, TO, path, [length])
-    grown = Trained(path, words)
-    first = bench.folder / "runs" / f"{path.name}.start"
-    return grown, _change(small, grown, first)
+    """The grown run, finished, and how far its first logits are from those of the run that it grew from."""
+    words = (small.path.name, "grown", TO, *bench.shortened(small.words[0], (LENGTH,)))
+    path, memo = bench.folder / "runs" / label(words), bench.folder / "runs" / f"{label(words)}.json"
+    if not memo.exists():
+        shutil.rmtree(path, ignore_errors=True)  # a growth that was cut short
+        grow(small.path, TO, path, [words[-1]])
+        write_atomic(memo, json.dumps(_change(small, Trained(path, words))))
+    return bench.resume(path, words), float(json.loads(memo.read_text()))
+
+
+@torch.no_grad()
+def _change(small: Trained, grown: Trained) -> float:
+    x_BCHW, _ = rows_of(small.recipe, 64)
+    before, after = (of_run(one).eval()(x_BCHW) for one in (small, grown))
+    return float((before - after).abs().max())
 
 
 CLAIM = Claim(
