@@ -12,7 +12,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from restrain.errors import UserError
-from restrain.models.residual import Join, ResidualBlock, residual_blocks
+from restrain.models.blocks import ResidualBlock, residual_blocks
+from restrain.models.residual import Join
 
 
 def forward_macs(model: nn.Module, channels: int, height: int, width: int) -> int:

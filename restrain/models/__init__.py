@@ -4,21 +4,13 @@
 that a pass over a model needs to know of it.
 """
 
+from .blocks import ResidualBlock, drop_rate, joins, named_joins, residual_blocks, set_factors
 from .build import MODELS, build_model, freeze
-from .init import Fill, init_model, init_tensor, materialise
+from .dropout import KeyedDropout, named_dropouts, set_dropout_keys
+from .fill import Fill
+from .init import init_model, init_tensor, materialise
 from .norm import GroupedBatchNorm2d, StagedStatistics, set_group
-from .residual import (
-    JOINS,
-    AddJoin,
-    Join,
-    ResidualBlock,
-    drop_rate,
-    join_class,
-    joins,
-    named_joins,
-    residual_blocks,
-    set_factors,
-)
+from .residual import JOINS, AddJoin, Join, JoinSpec, join_spec
 
 __all__ = [
     "JOINS",
@@ -27,6 +19,8 @@ __all__ = [
     "Fill",
     "GroupedBatchNorm2d",
     "Join",
+    "JoinSpec",
+    "KeyedDropout",
     "ResidualBlock",
     "StagedStatistics",
     "build_model",
@@ -34,11 +28,13 @@ __all__ = [
     "freeze",
     "init_model",
     "init_tensor",
-    "join_class",
+    "join_spec",
     "joins",
     "materialise",
+    "named_dropouts",
     "named_joins",
     "residual_blocks",
+    "set_dropout_keys",
     "set_factors",
     "set_group",
 ]

@@ -15,8 +15,9 @@ from torch import nn
 
 from restrain.errors import UserError
 
+from .blocks import ResidualBlock, named_joins, residual_blocks
 from .norm import GroupedBatchNorm1d, GroupedBatchNorm2d, GroupedBatchNormAct2d
-from .residual import BranchDrop, DropPath, ResidualBlock, named_joins, residual_blocks
+from .residual import BranchDrop, DropPath
 
 # A residual block of timm's is known by its drop path, which it names even where it has none. These files' blocks are
 # known by their class instead: they have none to name, or name it elsewhere.

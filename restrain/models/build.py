@@ -11,11 +11,12 @@ from torch import nn
 from restrain import packages
 from restrain.errors import UserError, nearest
 
+from . import resnet
+from .blocks import residual_blocks
 from .foreign import SCRIPT, Build, build_own, elsewhere
 from .init import init_model
 from .norm import GroupedBatchNorm
-from .residual import drop_rate, join_class, residual_blocks
-from .resnet import SPECS, BlockOptions, ResNet, ResNetSpec
+from .wish import Wish
 from .zoo import PREFIX, build_timm, is_timm
 
 KEYS = (
@@ -29,6 +30,8 @@ KEYS = (
     "stem",
     "downsample",
     "blurpool",
+    "shape",
+    "transformer",
     "init",
 )
 
@@ -58,7 +61,7 @@ def build_model(
         )
         freeze(model, mapping.get("freeze") or [])
         return model
-    model = MODELS[str(name)](mapping)
+    model = MODELS[str(name)](Wish.of(mapping))
     if not any(parameter.is_meta for parameter in model.parameters()):
         init_model(model, seed)
     freeze(model, mapping.get("freeze") or [])
@@ -79,45 +82,10 @@ def _code_of(name: Any, own: Build | None) -> Build:
     return own
 
 
-def build_resnet(spec: ResNetSpec, mapping: Mapping[str, Any]) -> ResNet:
-    """A ResNet of the given size with the recipe's join, drop path and zero initialisation."""
-    join = join_class((mapping.get("join") or {}).get("name", "add"))
-    drop_path = mapping.get("drop_path") or {}
-    rate, decay, mode = drop_path.get("rate", 0.0), drop_path.get("decay", "linear"), drop_path.get("mode", "sample")
-    if rate and not join.keeps_shortcut:
-        raise UserError(
-            f"model.drop_path.rate is {rate}, but with model.join.name={join.name} there is no path to drop."
-        )
-    if mode != "sample":
-        raise UserError(f"model.drop_path.mode is {mode!r}; the modes are sample.")
-    zero_init = mapping.get("zero_init", "auto")
-    if zero_init == "auto":
-        # A branch that starts at zero makes the block an identity (Goyal et al. 2017, section 5.1); without a shortcut
-        # it would make the network a constant.
-        zero_init = join.keeps_shortcut
-    blocks = sum(spec.depths)
-    rates = tuple(drop_rate(rate, decay, depth, blocks) for depth in range(blocks))
-    chosen = {key: mapping.get(key, plain) != plain for key, plain in VARIANTS.items()}
-    for key, is_chosen in chosen.items():
-        if is_chosen and spec.cifar:
-            raise UserError(f"model.{key} is an option of the ImageNet sizes, and {mapping['name']} is a CIFAR size.")
-    options = BlockOptions(
-        join,
-        rates,
-        bool(zero_init),
-        deep_stem=chosen["stem"],
-        pooled_shortcut=chosen["downsample"],
-        blurpool=chosen["blurpool"],
-    )
-    return ResNet(spec, mapping["classes"], mapping.get("in_chans", 3), options)
-
-
-VARIANTS = {"stem": "basic", "downsample": "conv", "blurpool": False}
-
-
-# Another model is a line here.
-MODELS: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
-    name: partial(build_resnet, spec) for name, spec in SPECS.items()
+# Another family is a line here, and one in restrain/recipe/model_names.py. Each: a table of sizes, and what builds one.
+FAMILIES: tuple[tuple[Mapping[str, Any], Callable[[Any, Wish], nn.Module]], ...] = ((resnet.SPECS, resnet.build),)
+MODELS: dict[str, Callable[[Wish], nn.Module]] = {
+    name: partial(build, spec) for specs, build in FAMILIES for name, spec in specs.items()
 }
 
 
@@ -156,8 +124,8 @@ def _pieces(model: nn.Module, part: str) -> Sequence[nn.Module | nn.Parameter]:
 
 def model_part(model: nn.Module, part: str) -> Sequence[nn.Module | nn.Parameter]:
     """The modules and parameters of ``stem`` or ``head``."""
-    if isinstance(model, ResNet):
-        return model.part(part)
+    if hasattr(model, "part"):
+        return model.part(part)  # pyright: ignore[reportCallIssue]
     from .adopt import parts  # imports timm
 
     return parts(model, part)

@@ -18,8 +18,8 @@ from torch import nn
 
 from restrain.errors import UserError
 
+from .blocks import named_joins
 from .keyed import KeyedDraws
-from .residual import named_joins
 
 SCRIPT = "script/"
 Build = Callable[[Mapping[str, Any]], nn.Module]
@@ -28,7 +28,7 @@ MISFITS = (RuntimeError, AssertionError, ValueError, TypeError, IndexError, KeyE
 
 
 @dataclass(frozen=True)
-class Wish:
+class ForeignWish:
     """What is asked of a model. ``name``: as the recipe has it; ``rate``: of dropped paths; ``sides``: of the images
     that it will see in pixels, that of training first; without them it is not tried."""
 
@@ -39,7 +39,7 @@ class Wish:
     sides: tuple[int, ...]
 
     @classmethod
-    def of(cls, mapping: Mapping[str, Any], sides: Sequence[int]) -> Wish:
+    def of(cls, mapping: Mapping[str, Any], sides: Sequence[int]) -> ForeignWish:
         """That of a recipe's ``model`` section."""
         rate = (mapping.get("drop_path") or {}).get("rate", 0.0)
         return cls(mapping["name"], mapping["classes"], mapping.get("in_chans", 3), rate, tuple(sides))
@@ -51,7 +51,7 @@ def build_own(build: Build, mapping: Mapping[str, Any], seed: int, sides: Sequen
     Under ``torch.device("meta")`` nothing is allocated; otherwise it is built on the CPU, its initial weights its own,
     drawn from ``seed``. Raises UserError where it cannot keep the contract.
     """
-    wish, section = Wish.of(mapping, sides), Looked(mapping)
+    wish, section = ForeignWish.of(mapping, sides), Looked(mapping)
 
     def make() -> nn.Module:
         before = generators()
@@ -77,7 +77,7 @@ def build_own(build: Build, mapping: Mapping[str, Any], seed: int, sides: Sequen
 
     with torch.device("meta"):
         plan = make()
-    asked = [key for key, idle in OPTIONS.items() if mapping.get(key, idle[0]) not in idle]
+    asked = [key for key, idle in OPTIONS.items() if _said(mapping.get(key, idle[0])) not in idle]
     idle = [key for key in asked if key not in section.seen]
     if idle:
         raise UserError(f"model.{idle[0]} does nothing: {wish.name} never looks at it.")
@@ -99,8 +99,15 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "stem": ("basic",),
     "downsample": ("conv",),
     "blurpool": (False,),
-    "join": ({"name": "add"},),
+    "join": ({"name": "add"}, {"name": "add", "scale": "one"}),
+    "shape": ({},),
+    "transformer": ({},),
 }
+
+
+def _said(value: Any) -> Any:
+    """A value of a section; of an inner section, the keys that say anything."""
+    return {key: one for key, one in value.items() if one is not None} if isinstance(value, Mapping) else value
 
 
 class Looked(dict):
@@ -136,7 +143,7 @@ def generators() -> tuple[Any, ...]:
     return random.getstate(), str(np.random.get_state(legacy=False))
 
 
-def keep_contract(plan: nn.Module, make: Callable[[], nn.Module], wish: Wish, seed: int) -> nn.Module:
+def keep_contract(plan: nn.Module, make: Callable[[], nn.Module], wish: ForeignWish, seed: int) -> nn.Module:
     """``plan``, on the meta device, under the contract; elsewhere one that ``make`` builds anew, on the CPU.
 
     Its attribute ``notices`` holds what a person should be told.
@@ -158,7 +165,7 @@ def keep_contract(plan: nn.Module, make: Callable[[], nn.Module], wish: Wish, se
     return model
 
 
-def _check_drops(model: nn.Module, wish: Wish) -> None:
+def _check_drops(model: nn.Module, wish: ForeignWish) -> None:
     drops = any(join.drops for _, join in named_joins(model))
     if wish.rate and not drops:
         raise UserError(no_drop_path(wish))
@@ -166,7 +173,7 @@ def _check_drops(model: nn.Module, wish: Wish) -> None:
         raise UserError(f"model.drop_path.rate is 0, but {wish.name} drops paths at rates of its own.")
 
 
-def _tried(model: nn.Module, wish: Wish) -> list[str]:
+def _tried(model: nn.Module, wish: ForeignWish) -> list[str]:
     """A trial of the model where its images are known; what it wants to be told."""
     from .trial import trial
 
@@ -178,11 +185,11 @@ def _tried(model: nn.Module, wish: Wish) -> list[str]:
         raise UserError(unfit(wish, error)) from error
 
 
-def no_drop_path(wish: Wish) -> str:
+def no_drop_path(wish: ForeignWish) -> str:
     return f"model.drop_path.rate is {wish.rate}, but {wish.name} has no stochastic depth: leave it at 0."
 
 
-def unfit(wish: Wish, error: Exception) -> str:
+def unfit(wish: ForeignWish, error: Exception) -> str:
     """Why a model cannot be built, or doesn't take the images."""
     said = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
     if not wish.sides:

@@ -7,69 +7,58 @@ decided by the module that owns it (:data:`RULES`), in one place.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from restrain.draws import Purpose, extend_torch, key, name_key, normal_torch, signed, uniform_torch
 
+from .fill import ONE, ZERO, Fill, fan_in_uniform, he_normal
 from .norm import GroupedBatchNorm
-from .residual import Join
 
 CHUNK = 1 << 16  # elements filled at a time: the int64 and float64 temporaries stay in a core's cache
 
 
-@dataclass(frozen=True)
-class Fill:
-    """How a tensor is filled. ``scale``: the constant, the normal's standard deviation, or the uniform's half-width."""
-
-    kind: Literal["constant", "normal", "uniform"]
-    scale: float
-
-
-def he_normal(weight: Tensor) -> Fill:
-    """Normal with variance 2 / fan_out (He et al. 2015, arXiv:1502.01852, equation 14), as torchvision and timm."""
-    return Fill("normal", math.sqrt(2.0 / (weight.shape[0] * math.prod(weight.shape[2:]))))
-
-
 def _batch_norm(module: nn.Module) -> dict[str, Fill]:
     scale = module.initial_scale if isinstance(module, GroupedBatchNorm) else 1.0
-    zero, one = Fill("constant", 0.0), Fill("constant", 1.0)
     return {
         "weight": Fill("constant", scale),
-        "bias": zero,
-        "running_mean": zero,
-        "running_var": one,
-        "num_batches_tracked": zero,
+        "bias": ZERO,
+        "running_mean": ZERO,
+        "running_var": ONE,
+        "num_batches_tracked": ZERO,
     }
 
 
 def _conv(module: nn.Module) -> dict[str, Fill]:
     assert isinstance(module, nn.Conv2d)
-    return {"weight": he_normal(module.weight), "bias": Fill("constant", 0.0)}
+    return {"weight": he_normal(module.weight), "bias": ZERO}
 
 
 def _linear(module: nn.Module) -> dict[str, Fill]:
     # torch's own default, kept by torchvision's and timm's ResNets: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for both.
     assert isinstance(module, nn.Linear)
-    bound = Fill("uniform", 1.0 / math.sqrt(module.in_features))
+    bound = fan_in_uniform(module.in_features)
     return {"weight": bound, "bias": bound}
 
 
-def _join(module: nn.Module) -> dict[str, Fill]:
-    return {"factor": Fill("constant", 1.0)}
+def _scale_and_shift(module: nn.Module) -> dict[str, Fill]:
+    return {"weight": ONE, "bias": ZERO}
 
 
-# The first type that fits decides. A module with tensors of its own and no line here is an error, never a default.
+def _embedding(module: nn.Module) -> dict[str, Fill]:
+    return {"weight": Fill("normal", 0.02)}  # Radford et al. 2018 (GPT), section 4.1
+
+
+# For modules that do not say it themselves by a method `fills`. The first type that fits decides. A module with tensors
+# of its own and no line here is an error, never a default.
 RULES: list[tuple[type[nn.Module], Callable[[nn.Module], dict[str, Fill]]]] = [
     (nn.modules.batchnorm._BatchNorm, _batch_norm),
     (nn.Conv2d, _conv),
     (nn.Linear, _linear),
-    (Join, _join),
+    (nn.LayerNorm, _scale_and_shift),
+    (nn.Embedding, _embedding),
 ]
 
 
@@ -98,13 +87,20 @@ def fills(model: nn.Module) -> dict[str, Fill]:
         own += [name for name, _ in module.named_buffers(recurse=False)]
         if not own:
             continue
-        rule = next((rule for kind, rule in RULES if isinstance(module, kind)), None)
-        covered = rule(module) if rule else {}
+        covered = _fills_of(module)
         for name in own:
             if name not in covered:
                 raise TypeError(f"No initialisation rule covers {name!r} of {type(module).__name__} ({prefix!r}).")
             found[f"{prefix}.{name}" if prefix else name] = covered[name]
     return found
+
+
+def _fills_of(module: nn.Module) -> dict[str, Fill]:
+    """How a module's own tensors are filled: by its method ``fills``, or by the rule of its type."""
+    if hasattr(module, "fills"):
+        return module.fills()  # pyright: ignore[reportCallIssue]
+    rule = next((rule for kind, rule in RULES if isinstance(module, kind)), None)
+    return rule(module) if rule else {}
 
 
 @torch.no_grad()

@@ -1,23 +1,26 @@
 """The join: the one place where a branch meets the residual stream.
 
-Shapes: B rows, C channels, H and W pixels, R rows of a micro-batch, J joins of a model.
+Shapes: B rows, C channels, R rows of a micro-batch, J joins of a model. A stream is an image [B, C, H, W], or tokens
+[B, T, C] and vectors [B, C], whose channels come last.
 
-Every block of a model is a :class:`ResidualBlock`; every ``x + f(x)`` of our own models is a :class:`Join` (a timm
-model's are its own, with a keyed :class:`BranchDrop` on the branch). The join owns drop path and observation, and a
-plain network is the same model with another join. Passes over a model (activation checkpointing, compile, probes) are
-loops over :func:`residual_blocks` and know nothing else.
+Every ``x + f(x)`` of our own models is a :class:`Join` (a timm model's are its own, with a keyed :class:`BranchDrop` on
+the branch). The join owns drop path and observation, and a plain network is the same model with another join.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from restrain.errors import UserError, nearest
+
+from .dropout import KeyedDropout
+from .fill import ONE, Fill, fan_in_uniform, he_normal
 
 Observer = Callable[["Join", Tensor, Tensor, Tensor], None]
 
@@ -53,6 +56,9 @@ class DropPath(nn.Module):
         factor = self.factor if self.spread == 1 else self.factor.repeat_interleave(self.spread)
         return branch * factor.to(branch.dtype).view(-1, *[1] * (branch.dim() - 1))
 
+    def fills(self) -> dict[str, Fill]:
+        return {"factor": ONE}
+
 
 class BranchDrop(DropPath):
     """Drop path on a branch that joins elsewhere: what a timm model's own ``DropPath`` modules become."""
@@ -68,19 +74,33 @@ class Join(DropPath):
     """``y = join(x, branch)``: x is the residual stream (after any shortcut projection), branch is f(x).
 
     ``observers`` are called as ``observer(join, x, branch, y)``; under activation checkpointing they are called in the
-    recomputation as well.
+    recomputation as well. ``rows`` int64 [k]: where it is given (drop-path mode ``subset``), the branch of
+    :meth:`around` is computed for these rows alone, and ``factor`` [k] is theirs.
     """
 
     name: str
-    keeps_shortcut: bool  # whether y depends on x: without it a block needs no projection, and dropping means nothing
+    keeps_shortcut = True  # whether y depends on x: without it a block needs no projection, and dropping means nothing
 
     def __init__(self, rate: float = 0.0):
         super().__init__(rate)
         self.observers: list[Observer] = []
+        self.rows: Tensor | None = None
 
     def forward(self, x: Tensor, branch: Tensor) -> Tensor:
         if self.drops and self.training:
             branch = self.dropped(branch)
+        return self.meet(x, branch)
+
+    def around(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """``join(x, f(x))``, with ``f`` computed only for the rows that keep their branch."""
+        if self.rows is None or not self.training:
+            return self(x, f(x))
+        kept = self.dropped(f(x.index_select(0, self.rows)))
+        branch = torch.zeros(x.shape[0], *kept.shape[1:], dtype=kept.dtype, device=kept.device)
+        return self.meet(x, branch.index_copy(0, self.rows, kept))
+
+    def meet(self, x: Tensor, branch: Tensor) -> Tensor:
+        """The stream after the join, shown to the observers; ``branch`` holds what drop path has left of it."""
         y = self.joined(x, branch)
         if self.observers:
             for observer in self.observers:
@@ -90,6 +110,10 @@ class Join(DropPath):
     def joined(self, x: Tensor, branch: Tensor) -> Tensor:
         """What distinguishes one join from another."""
         raise NotImplementedError
+
+    def without(self, x: Tensor) -> Tensor:
+        """The stream after the join where there is no branch."""
+        return self.joined(x, torch.zeros_like(x))
 
     def extra_repr(self) -> str:
         return f"{self.name}, rate={self.rate:g}" if self.drops else self.name
@@ -106,87 +130,221 @@ class NoJoin(Join):
 
 
 class AddJoin(Join):
-    """y = x + f(x) (He et al. 2015, equation 1); with a drop rate, stochastic depth (Huang et al. 2016, 1603.09382)."""
+    """y = x + f(x) (He et al. 2015, equation 1); with a drop rate, stochastic depth (Huang et al. 2016, 1603.09382).
+
+    ``shortcut``: y = shortcut x + f(x), as DeepNorm has it (Wang et al. 2022, arXiv:2203.00555).
+    """
 
     name = "add"
-    keeps_shortcut = True
+
+    def __init__(self, rate: float = 0.0, shortcut: float = 1.0):
+        super().__init__(rate)
+        self.shortcut = shortcut
 
     def joined(self, x: Tensor, branch: Tensor) -> Tensor:
-        return x + branch
+        return x + branch if self.shortcut == 1.0 else self.shortcut * x + branch
+
+    def without(self, x: Tensor) -> Tensor:
+        return x if self.shortcut == 1.0 else self.shortcut * x
 
 
-# Another join is a class above and a line here.
-JOINS: dict[str, type[Join]] = {join.name: join for join in (NoJoin, AddJoin)}
+class ScaledAddJoin(Join):
+    """y = x + a f(x), with a learned.
+
+    a is a vector [C], of small numbers at first (LayerScale: Touvron et al. 2021, arXiv:2103.17239), or one number,
+    zero at first (ReZero: Bachlechner et al. 2020, arXiv:2003.04887; SkipInit: De and Smith 2020, arXiv:2002.10444,
+    where it takes BatchNorm's place).
+    """
+
+    name = "add"
+
+    def __init__(self, size: int, init: float, rate: float = 0.0, tokens: bool = False):
+        super().__init__(rate)
+        self.init, self.tokens = init, tokens
+        self.gamma = nn.Parameter(torch.empty(size))
+
+    def joined(self, x: Tensor, branch: Tensor) -> Tensor:
+        return x + branch * _channels(self.gamma, x, self.tokens)
+
+    def without(self, x: Tensor) -> Tensor:
+        return x
+
+    def fills(self) -> dict[str, Fill]:
+        return super().fills() | {"gamma": Fill("constant", self.init)}
 
 
-def join_class(name: str) -> type[Join]:
-    """The class of a join's name; UserError when there is none."""
+class ConcatJoin(Join):
+    """y = [x, f(x)] along the channels: DenseNet (Huang et al. 2016, arXiv:1608.06993)."""
+
+    name = "concat"
+
+    def __init__(self, rate: float = 0.0, tokens: bool = False):
+        super().__init__(rate)
+        self.dim = -1 if tokens else 1
+
+    def joined(self, x: Tensor, branch: Tensor) -> Tensor:
+        return torch.cat((x, branch), self.dim)
+
+
+class ScaleJoin(Join):
+    """y = s x + b f(x) with constants: "constant scaling" of He et al. 2016 (arXiv:1603.05027), table 1."""
+
+    name = "scale"
+
+    def __init__(self, shortcut: float, branch: float, rate: float = 0.0):
+        super().__init__(rate)
+        self.shortcut, self.branch = shortcut, branch
+
+    def joined(self, x: Tensor, branch: Tensor) -> Tensor:
+        return self.shortcut * x + (branch if self.branch == 1.0 else self.branch * branch)
+
+
+class Gate(nn.Module):
+    """t(x) = sigmoid(W x + bias), the 1x1 convolution of each pixel or the linear layer of each token."""
+
+    def __init__(self, chans: int, bias: float, tokens: bool):
+        super().__init__()
+        self.opening, self.tokens = bias, tokens
+        self.weight = nn.Parameter(torch.empty(chans, chans))
+        self.bias = nn.Parameter(torch.empty(chans))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.tokens:
+            return torch.sigmoid(F.linear(x, self.weight, self.bias))
+        return torch.sigmoid(F.conv2d(x, self.weight[:, :, None, None], self.bias))
+
+    def fills(self) -> dict[str, Fill]:
+        return {"weight": fan_in_uniform(self.weight.shape[1]), "bias": Fill("constant", self.opening)}
+
+
+class GateJoin(Join):
+    """y = t(x) f(x) + (1 - t(x)) x: a highway layer (Srivastava et al. 2015, arXiv:1505.00387, equation 3).
+
+    A negative bias opens the carry. Under the name ``exclusive_gate`` it is the "exclusive gating" of He et al. 2016,
+    table 1, whose best bias is -6.
+    """
+
+    name = "gate"
+
+    def __init__(self, chans: int, bias: float, rate: float = 0.0, tokens: bool = False):
+        super().__init__(rate)
+        self.gate = Gate(chans, bias, tokens)
+
+    def joined(self, x: Tensor, branch: Tensor) -> Tensor:
+        gate = self.gate(x)
+        return gate * branch + (1.0 - gate) * x
+
+
+class ExclusiveGateJoin(GateJoin):
+    """A :class:`GateJoin`, by the name that He et al. 2016 give it."""
+
+    name = "exclusive_gate"
+
+
+class ShortcutGateJoin(GateJoin):
+    """y = f(x) + (1 - g(x)) x: "shortcut-only gating" of He et al. 2016, table 1; a negative bias opens it."""
+
+    name = "shortcut_gate"
+
+    def joined(self, x: Tensor, branch: Tensor) -> Tensor:
+        return branch + (1.0 - self.gate(x)) * x
+
+
+class Conv1x1Join(Join):
+    """y = W x + f(x): the "1x1 conv shortcut" of He et al. 2016, table 1."""
+
+    name = "conv1x1"
+
+    def __init__(self, chans: int, rate: float = 0.0, tokens: bool = False):
+        super().__init__(rate)
+        self.tokens = tokens
+        self.weight = nn.Parameter(torch.empty(chans, chans))
+
+    def joined(self, x: Tensor, branch: Tensor) -> Tensor:
+        if self.tokens:
+            return F.linear(x, self.weight) + branch
+        return F.conv2d(x, self.weight[:, :, None, None]) + branch
+
+    def fills(self) -> dict[str, Fill]:
+        return super().fills() | {"weight": he_normal(self.weight)}
+
+
+class DropoutJoin(Join):
+    """y = dropout(x) + f(x): the "dropout shortcut" of He et al. 2016, table 1, whose rate is 0.5."""
+
+    name = "dropout"
+
+    def __init__(self, dropout: float, rate: float = 0.0):
+        super().__init__(rate)
+        self.dropout = KeyedDropout(dropout)
+
+    def joined(self, x: Tensor, branch: Tensor) -> Tensor:
+        return self.dropout(x) + branch
+
+
+def _channels(vector: Tensor, like: Tensor, tokens: bool) -> Tensor:
+    """A vector [C] or [1] as it multiplies a stream."""
+    return vector if tokens else vector.view(-1, *[1] * (like.dim() - 2))
+
+
+@dataclass(frozen=True)
+class JoinSpec:
+    """The join that a recipe's ``model.join`` asks for; its options are those of the recipe's section of that name."""
+
+    name: str = "add"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def keeps_shortcut(self) -> bool:
+        return self.name != "none"
+
+    @property
+    def concatenates(self) -> bool:
+        return self.name == "concat"
+
+    @property
+    def starts_at_zero(self) -> bool:
+        """Whether a block whose branch starts at zero starts as the identity."""
+        return self.name == "add" and self.options.get("scale", "one") == "one"
+
+    def build(self, chans: int, rate: float = 0.0, *, tokens: bool = False) -> Join:
+        """The join of one branch. chans: channels of the stream; tokens: they come last; rate: of drop path."""
+        return JOINS[self.name](self.options, chans, rate, tokens)
+
+
+def _add(options: Mapping[str, Any], chans: int, rate: float, tokens: bool) -> Join:
+    scale = options.get("scale", "one")
+    if scale == "one":
+        return AddJoin(rate)
+    size, init = (chans, 1e-5) if scale == "layerscale" else (1, 0.0)
+    given = options.get("init")
+    return ScaledAddJoin(size, init if given is None else given, rate, tokens)
+
+
+# Another join is a class above and a line here: (options, channels, drop rate, tokens) -> Join.
+JOINS: dict[str, Callable[[Mapping[str, Any], int, float, bool], Join]] = {
+    "none": lambda options, chans, rate, tokens: NoJoin(rate),
+    "add": _add,
+    "gate": lambda options, chans, rate, tokens: GateJoin(chans, options.get("bias", -2.0), rate, tokens),
+    "concat": lambda options, chans, rate, tokens: ConcatJoin(rate, tokens),
+    "scale": lambda options, chans, rate, tokens: ScaleJoin(
+        options.get("shortcut", 0.5), options.get("branch", 0.5), rate
+    ),
+    "shortcut_gate": lambda options, chans, rate, tokens: ShortcutGateJoin(
+        chans, options.get("bias", -6.0), rate, tokens
+    ),
+    "exclusive_gate": lambda options, chans, rate, tokens: ExclusiveGateJoin(
+        chans, options.get("bias", -6.0), rate, tokens
+    ),
+    "conv1x1": lambda options, chans, rate, tokens: Conv1x1Join(chans, rate, tokens),
+    "dropout": lambda options, chans, rate, tokens: DropoutJoin(options.get("rate", 0.5), rate),
+}
+
+
+def join_spec(section: Mapping[str, Any] | None) -> JoinSpec:
+    """The spec of a recipe's ``model.join`` section; UserError for a name that does not exist."""
+    options = dict(section or {})
+    name = options.pop("name", "add")
     if name not in JOINS:
         raise UserError(f"model.join.name is {name!r}; the joins are {', '.join(JOINS)}.{nearest(name, JOINS)}")
-    return JOINS[name]
-
-
-class ResidualBlock(nn.Module):
-    """A block of a residual model: define ``block_forward``. ``remat`` recomputes its activations in the backward.
-
-    ``remat`` is set by ``restrain.parallel.blocks``. It is a switch and not a wrapper so that names in the state dict
-    stay; random state is not kept, because no forward draws.
-    """
-
-    remat: bool = False
-
-    # Any arguments and any result: the blocks of some timm models take more than the stream, or return several tensors.
-    def forward(self, *inputs: Any, **options: Any) -> Any:
-        if self.remat and torch.is_grad_enabled():
-            return checkpoint(self.block_forward, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
-        return self.block_forward(*inputs, **options)
-
-    def block_forward(self, *inputs: Any, **options: Any) -> Any:
-        raise NotImplementedError
-
-
-def drop_rate(rate: float, decay: str, depth: int, blocks: int) -> float:
-    """Drop probability of the block ``depth`` (from 0) of ``blocks``: l / L times ``rate``, or ``rate`` throughout.
-
-    Linear decay is Huang et al. 2016 (arXiv:1603.09382), equation 4, with l = 1 for the first block.
-    """
-    if decay == "linear":
-        return rate * (depth + 1) / blocks
-    if decay == "constant":
-        return rate
-    raise UserError(f"model.drop_path.decay is {decay!r}; it is linear or constant.")
-
-
-def residual_blocks(model: nn.Module) -> list[tuple[str, ResidualBlock]]:
-    """The blocks in depth order with their dotted names, which are those of the state dict."""
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, ResidualBlock)]
-
-
-def joins(block: nn.Module) -> list[tuple[str, DropPath]]:
-    """The joins of a block in depth order, with names relative to it (one in a ResNet block).
-
-    Of a timm block, its keyed drop paths: the block adds them itself, so there is nothing else to see of a join.
-    """
-    return [(name, module) for name, module in block.named_modules() if isinstance(module, DropPath)]
-
-
-def named_joins(model: nn.Module) -> list[tuple[str, DropPath]]:
-    """All joins of a model in depth order with their full dotted names; the names key their drop-path draws."""
-    return [(f"{block}.{name}", join) for block, module in residual_blocks(model) for name, join in joins(module)]
-
-
-def set_factors(model: nn.Module | Sequence[DropPath], factors: Tensor) -> None:
-    """Write the keep factors [J, R] into the joins' buffers, in place; ``model`` may be the list of its joins.
-
-    The buffers are allocated anew only when R changes.
-    """
-    found = [join for _, join in named_joins(model)] if isinstance(model, nn.Module) else list(model)
-    if factors.dim() != 2 or factors.shape[0] != len(found):
-        raise ValueError(f"Factors of shape {list(factors.shape)} for {len(found)} joins: [joins, rows] is expected.")
-    if not found:
-        return
-    if any(join.factor.shape[0] != factors.shape[1] for join in found):
-        for join in found:
-            join.factor = torch.empty(factors.shape[1], dtype=torch.float32, device=join.factor.device)
-    buffers = [join.factor for join in found]
-    torch._foreach_copy_(buffers, list(factors.unbind()))  # pyright: ignore[reportPrivateImportUsage]
+    return JoinSpec(name, options)

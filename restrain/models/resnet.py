@@ -11,45 +11,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from restrain.errors import UserError
+
+from .blocks import ResidualBlock
+from .layers import BlurConv2d, Conv2d, Linear
 from .norm import GroupedBatchNorm2d
-from .residual import Join, ResidualBlock
-
-
-class Conv2d(nn.Conv2d):
-    """A convolution without bias whose constructor draws nothing: init.py fills it."""
-
-    def __init__(self, in_chans: int, out_chans: int, kernel: int, stride: int = 1):
-        super().__init__(in_chans, out_chans, kernel, stride, padding=kernel // 2, bias=False)
-
-    def reset_parameters(self) -> None:
-        pass
-
-
-class BlurConv2d(Conv2d):
-    """A strided convolution behind a blur with the binomial 3x3 filter [1 2 1] x [1 2 1] / 16, zeros around.
-
-    Zhang 2019 (arXiv:1904.11486) in the form of FFCV's and Composer's ``BlurConv2d``: the blur comes first, at stride
-    1, so what the stride samples holds no frequency above its half.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        chans = input.shape[1]
-        # Two passes of [1 2 1] would be cheaper on paper; one depthwise convolution is faster. Made here and not kept
-        # as a buffer: state-dict names stay those of the plain convolution.
-        line = torch.tensor([0.25, 0.5, 0.25], dtype=input.dtype, device=input.device)
-        filter_ = (line[:, None] * line).expand(chans, 1, 3, 3)
-        return super().forward(F.conv2d(input, filter_, padding=1, groups=chans))
-
-
-class Linear(nn.Linear):
-    """A linear layer whose constructor draws nothing: init.py fills it."""
-
-    def reset_parameters(self) -> None:
-        pass
+from .residual import JoinSpec
+from .wish import Wish
 
 
 class Subsample(nn.Module):
@@ -70,7 +41,7 @@ class Place:
     in_chans: int
     width: int
     stride: int
-    join: type[Join]
+    join: JoinSpec
     rate: float
     zero_init: bool
     projection: bool  # True: 1x1 convolution and BatchNorm (option B); False: Subsample (option A)
@@ -117,7 +88,7 @@ class BasicBlock(ResidualBlock):
         self.act1 = nn.ReLU(inplace=True)
         self.conv2 = Conv2d(width, width, 3)
         self.bn2 = GroupedBatchNorm2d(width)
-        self.join = place.join(place.rate)
+        self.join = place.join.build(width, place.rate)
         self.act2 = nn.ReLU(inplace=True)
         self.downsample = place.shortcut(width)
         self.bn2.initial_scale = 0.0 if place.zero_init else 1.0
@@ -127,6 +98,10 @@ class BasicBlock(ResidualBlock):
         branch = self.bn2(self.conv2(branch))
         shortcut = x if self.downsample is None else self.downsample(x)
         return self.act2(self.join(shortcut, branch))
+
+    def skip_forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return F.relu(self.join.without(shortcut))
 
 
 class Bottleneck(ResidualBlock):
@@ -151,7 +126,7 @@ class Bottleneck(ResidualBlock):
         self.act2 = nn.ReLU(inplace=True)
         self.conv3 = Conv2d(width, out_chans, 1)
         self.bn3 = GroupedBatchNorm2d(out_chans)
-        self.join = place.join(place.rate)
+        self.join = place.join.build(out_chans, place.rate)
         self.act3 = nn.ReLU(inplace=True)
         self.downsample = place.shortcut(out_chans)
         self.bn3.initial_scale = 0.0 if place.zero_init else 1.0
@@ -162,6 +137,10 @@ class Bottleneck(ResidualBlock):
         branch = self.bn3(self.conv3(branch))
         shortcut = x if self.downsample is None else self.downsample(x)
         return self.act3(self.join(shortcut, branch))
+
+    def skip_forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return F.relu(self.join.without(shortcut))
 
 
 @dataclass(frozen=True)
@@ -182,7 +161,7 @@ class ResNetSpec:
 class BlockOptions:
     """What the recipe chooses for all blocks; ``rates`` are the drop probabilities in depth order."""
 
-    join: type[Join]
+    join: JoinSpec
     rates: tuple[float, ...]
     zero_init: bool
     deep_stem: bool = False
@@ -265,3 +244,25 @@ SPECS: dict[str, ResNetSpec] = {
     "cifar_resnet110": ResNetSpec(BasicBlock, (18, 18, 18), cifar=True),
     "cifar_resnet1202": ResNetSpec(BasicBlock, (200, 200, 200), cifar=True),
 }
+
+
+VARIANTS = {"stem": "basic", "downsample": "conv", "blurpool": False}
+
+
+def build(spec: ResNetSpec, wish: Wish) -> ResNet:
+    """A ResNet of the given size with the recipe's join, drop path and zero initialisation."""
+    wish.refuse_join("a ResNet", "concat")
+    wish.refuse_subset("a ResNet normalises its branches with BatchNorm, whose statistics the dropped rows belong to")
+    chosen = {key: wish.options.get(key, plain) != plain for key, plain in VARIANTS.items()}
+    for key, is_chosen in chosen.items():
+        if is_chosen and spec.cifar:
+            raise UserError(f"model.{key} is an option of the ImageNet sizes, and {wish.name} is a CIFAR size.")
+    options = BlockOptions(
+        wish.join,
+        wish.rates(sum(spec.depths)),
+        wish.zero_init,
+        deep_stem=chosen["stem"],
+        pooled_shortcut=chosen["downsample"],
+        blurpool=chosen["blurpool"],
+    )
+    return ResNet(spec, wish.classes, wish.in_chans, options)

@@ -16,9 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from restrain.errors import UserError
 
+from .blocks import named_joins, set_factors
 from .foreign import generators
 from .norm import GroupedBatchNorm
-from .residual import DropPath, named_joins, set_factors
+from .residual import DropPath
 
 ROWS = 3
 # In models with parts of these files of timm's, tokens or patches are folded into the rows of the batch, image by image

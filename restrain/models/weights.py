@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from restrain.errors import UserError
 
-from .resnet import ResNet
-
 
 @dataclass(frozen=True)
 class Fitted:
@@ -81,8 +79,9 @@ def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def heads_of(model: nn.Module) -> list[str]:
     """The dotted names of the classifier's modules."""
-    if isinstance(model, ResNet):
-        return ["fc"]
+    if hasattr(model, "part"):
+        own = {id(module): name for name, module in model.named_modules()}
+        return [own[id(piece)] for piece in model.part("head") if isinstance(piece, nn.Module)]  # pyright: ignore
     from .adopt import head_names  # imports timm
 
     return head_names(model)

@@ -15,7 +15,7 @@ from torch import nn
 
 from restrain.errors import UserError, nearest
 
-from .foreign import MISFITS, Wish, keep_contract, no_drop_path, unfit
+from .foreign import MISFITS, ForeignWish, keep_contract, no_drop_path, unfit
 
 PREFIX = "timm/"
 # Options of our own models that timm's have no place for, with the values that ask for nothing.
@@ -44,7 +44,7 @@ def build_timm(mapping: Mapping[str, Any], seed: int, sides: Sequence[int] = ())
     return keep_contract(plan, lambda: _call(wish, options), wish, seed)
 
 
-def _wish(mapping: Mapping[str, Any], sides: tuple[int, ...]) -> Wish:
+def _wish(mapping: Mapping[str, Any], sides: tuple[int, ...]) -> ForeignWish:
     """What ``mapping`` asks for; UserError for a name that timm does not have, and for options that it cannot take."""
     name = str(mapping["name"]).removeprefix(PREFIX)
     _check_name(name)
@@ -59,7 +59,7 @@ def _wish(mapping: Mapping[str, Any], sides: tuple[int, ...]) -> Wish:
         raise UserError(f"model.drop_path.decay is {drop['decay']!r}, but timm/{name} has timm's own rule: linear.")
     if drop.get("mode", "sample") != "sample":
         raise UserError(f"model.drop_path.mode is {drop['mode']!r}, but timm/{name} drops by sample alone.")
-    return Wish.of(mapping, sides)
+    return ForeignWish.of(mapping, sides)
 
 
 def _check_name(name: str) -> None:
@@ -87,7 +87,7 @@ def _nearest(word: str, known: Sequence[str]) -> str:
     return found.replace("mean '", "mean 'timm/")
 
 
-def _create(wish: Wish) -> tuple[nn.Module, dict[str, Any]]:
+def _create(wish: ForeignWish) -> tuple[nn.Module, dict[str, Any]]:
     """The model, and the options that it took of those that not every model has."""
     # Both said even where they are 0: some models have others by default.
     options: dict[str, Any] = {"drop_rate": 0.0, "drop_path_rate": wish.rate}
@@ -110,7 +110,7 @@ def _create(wish: Wish) -> tuple[nn.Module, dict[str, Any]]:
             raise UserError(unfit(wish, error)) from None
 
 
-def _call(wish: Wish, options: Mapping[str, Any]) -> nn.Module:
+def _call(wish: ForeignWish, options: Mapping[str, Any]) -> nn.Module:
     import timm
 
     with warnings.catch_warnings():

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from restrain.errors import UserError
-from restrain.models.residual import residual_blocks
+from restrain.models.blocks import residual_blocks
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from restrain.recipe import augmenting
 from restrain.recipe.durations import Duration
+from restrain.recipe.model_names import FAMILIES, family_of
 
 if TYPE_CHECKING:
     from restrain.recipe.schema import Recipe
@@ -119,12 +120,16 @@ def listed(numbers: list[int], most: int = 12) -> str:
 def _model(recipe: "Recipe") -> Iterator[Problem]:
     model = recipe.model
     drop = model.drop_path
+    if model.join.name == "add" and model.join.scale == "one":
+        yield from _idle(model.join, "init", "model.join", "with model.join.scale = one nothing is learned")
     if model.join.name == "none":
         yield from _idle(drop, "rate", "model.drop_path", "with model.join.name = none no path is left when one drops")
         if model.zero_init is True:
             yield Problem("model.zero_init", "= true would make a plain network output zero; use auto or false")
     if drop.rate == 0:
-        yield from _idle(drop, "decay", "model.drop_path", "model.drop_path.rate is 0")
+        for name in ("decay", "mode"):
+            yield from _idle(drop, name, "model.drop_path", "model.drop_path.rate is 0")
+    yield from _sizes(recipe)
     if model.name.startswith("timm/"):
         yield from _timm(recipe)
     elif "/" not in model.name:
@@ -135,6 +140,25 @@ def _model(recipe: "Recipe") -> Iterator[Problem]:
             yield Problem("model.freeze", f"has {part}, which ends before it begins")
 
 
+def _sizes(recipe: "Recipe") -> Iterator[Problem]:
+    """Keys of ``model.shape`` and ``model.transformer`` that the network's family has no place for, or needs."""
+    model = recipe.model
+    if "/" in model.name and not model.name.startswith("timm/"):
+        return  # code of one's own says itself what it takes
+    found = family_of(model.name)
+    for section in ("shape", "transformer"):
+        taken = getattr(found[1], section) if found else ()
+        for name in type(getattr(model, section)).model_fields:
+            if name not in taken:
+                owners = [key for key, family in FAMILIES.items() if name in getattr(family, section)]
+                because = f"model.name = {model.name} has its own"
+                because += f"; it is for {', '.join(owners)}" if owners else ""
+                yield from _idle(getattr(model, section), name, f"model.{section}", because)
+    for name in found[1].needed if found else ():
+        if getattr(model.shape, name) is None:
+            yield Problem(f"model.shape.{name}", f"is missing: model.name = {model.name} is of any size")
+
+
 def _timm(recipe: "Recipe") -> Iterator[Problem]:
     """What a timm model has no place for."""
     model = recipe.model
@@ -143,6 +167,10 @@ def _timm(recipe: "Recipe") -> Iterator[Problem]:
         yield from _idle(model, name, "model", f"it is an option of our own ResNets, and model.name = {model.name}")
     if model.join.name != "add":
         yield Problem("model.join.name", f"= {model.join.name}, but {model.name} adds its branches itself: use add")
+    else:
+        yield from _idle(model.join, "scale", "model.join", f"{model.name} adds its branches itself")
+    if model.drop_path.mode != "sample":
+        yield Problem("model.drop_path.mode", f"= {model.drop_path.mode}, but {model.name} drops by row: use sample")
     if model.drop_path.decay != "linear":
         yield Problem("model.drop_path.decay", f"= {model.drop_path.decay}, but {model.name} has timm's rule: linear")
     if "." in model.name and (model.init is None or model.init.from_ != "timm"):

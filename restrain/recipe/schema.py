@@ -4,124 +4,16 @@ Closed and strict: an unknown key, a string where a number belongs or a missing 
 ``name`` are unions told apart by it. What depends on more than one section is in ``checks.py``.
 """
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from restrain.errors import nearest
 from restrain.recipe import checks
 from restrain.recipe.base import AsTuple, Auto, Length, Moment, NonNegative, Positive, PositiveFloat, Section, Span
 from restrain.recipe.schema_data import PACKAGE_NAME, Data
+from restrain.recipe.schema_model import Model
 from restrain.recipe.schema_optim import CrossEntropy, Ema, Loss, Optimizer, Schedule
 from restrain.recipe.schema_run import Checkpoint, Evaluate, Expect, Parallel, Profile, Track
-
-OwnModel = Literal[
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "cifar_resnet20",
-    "cifar_resnet32",
-    "cifar_resnet44",
-    "cifar_resnet56",
-    "cifar_resnet110",
-    "cifar_resnet1202",
-]
-
-
-def _foreign_name(value: Any) -> Any:
-    """A name that is none of ours is meant to be one of timm's, or misspelt: said before the pattern says less."""
-    if isinstance(value, str) and "/" not in value:
-        ours = get_args(OwnModel)
-        meant = nearest(value, ours) or f" Did you mean 'timm/{value}'?"
-        raise ValueError(
-            f"is no model of ours ({', '.join(ours)}); one of timm's is written timm/NAME, one of an installed package "
-            f"PACKAGE/NAME.{meant}"
-        )
-    return value
-
-
-ForeignModel = Annotated[str, Field(pattern=PACKAGE_NAME), BeforeValidator(_foreign_name)]
-
-
-class NoJoin(Section):
-    """y = f(x): a plain network."""
-
-    name: Literal["none"]
-
-
-class AddJoin(Section):
-    """y = x + drop_path(f(x)): the residual network."""
-
-    name: Literal["add"]
-
-
-Join = Annotated[NoJoin | AddJoin, Field(discriminator="name")]
-
-
-class DropPath(Section):
-    """Stochastic depth: branches are dropped at random (Huang et al. 2016, arXiv:1603.09382)."""
-
-    rate: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.0, description="Probability that the last branch is dropped."
-    )
-    decay: Literal["linear", "constant"] = Field(
-        default="linear", description="Over depth: rising linearly from 0 to `rate`, or `rate` everywhere."
-    )
-    mode: Literal["sample"] = Field(default="sample", description="sample: drawn for each row of the batch.")
-
-
-class Init(Section):
-    """Weights to begin with, instead of fresh ones."""
-
-    from_: str = Field(
-        alias="from",
-        min_length=1,
-        description="A .safetensors file, a run folder, one of its checkpoints, or `timm`: its own weights, which "
-        "need the network once.",
-    )
-    ema: bool = Field(default=True, description="Of a run: its moving average, where it has one.")
-    reset: Annotated[tuple[Literal["head"], ...], AsTuple] = Field(
-        default=(), description="Parts that keep their fresh weights: head, where the classes are others."
-    )
-    interpolate: bool = Field(
-        default=True, description="Resize position embeddings to this image size where theirs was another."
-    )
-
-    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
-
-
-class Model(Section):
-    """The network."""
-
-    name: OwnModel | ForeignModel = Field(
-        description="ImageNet sizes (resnet50) or CIFAR sizes (cifar_resnet20), He et al. 2015; any of timm's, as "
-        "timm/convnext_tiny; or one of an installed package, as PACKAGE/NAME."
-    )
-    classes: Annotated[int, Field(ge=2)] = Field(description="Number of classes.")
-    in_chans: Positive = Field(default=3, description="Channels of the input: 3 for colour, 1 for grey.")
-    join: Join = Field(default=AddJoin(name="add"), description="Where a branch meets the residual stream.")
-    zero_init: Auto | bool = Field(
-        default="auto", description="Start the last norm scale of each branch at zero; auto: where the join adds."
-    )
-    freeze: Annotated[tuple[Annotated[str, Field(pattern=r"^(stem|head|block:\d+(-\d+)?)$")], ...], AsTuple] = Field(
-        default=(), description="Parts that are not trained: stem, head, block:3, block:0-3."
-    )
-    drop_path: DropPath = Field(default=DropPath(), description="Stochastic depth.")
-    stem: Literal["basic", "deep"] = Field(
-        default="basic",
-        description="deep: three 3x3 convolutions for the 7x7 one (ResNet-C, He et al. 2019, 1812.01187).",
-    )
-    downsample: Literal["conv", "avgpool"] = Field(
-        default="conv",
-        description="Shortcut of a stride: a strided 1x1 convolution, or an average pooling before it "
-        "(ResNet-D). With stem=deep it is timm's resnet50d.",
-    )
-    blurpool: bool = Field(
-        default=False, description="Blur before each strided convolution (Zhang 2019, arXiv:1904.11486; FFCV's form)."
-    )
-    init: Init | None = Field(default=None, description="Where weights come from; null: fresh ones from the seed.")
 
 
 class Progressive(Section):

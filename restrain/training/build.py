@@ -217,10 +217,9 @@ def build_model_on(recipe: Recipe, device: torch.device, seed: int, own: Build |
 
 
 def check_model(recipe: Recipe, own: Build | None = None) -> None:
-    """Raises UserError for a model that is not ours and cannot be trained, before a run folder is made for it."""
-    if is_foreign(recipe.model.name):
-        with torch.device("meta"):
-            build_model(recipe.model.model_dump(), recipe.seed, image_sides(recipe), own)
+    """Raises UserError for a model that cannot be built or trained, before a run folder is made for it."""
+    with torch.device("meta"):
+        build_model(recipe.model.model_dump(), recipe.seed, image_sides(recipe), own)
 
 
 def check_task(recipe: Recipe, data: Data, own: Own) -> None:

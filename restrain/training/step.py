@@ -23,8 +23,8 @@ from restrain.data import mix
 from restrain.data.loader import MicroBatch, StepBatch
 from restrain.data.order import Plan
 from restrain.draws import Purpose
+from restrain.models.blocks import named_joins, set_factors
 from restrain.models.norm import StagedStatistics
-from restrain.models.residual import named_joins, set_factors
 from restrain.optim.stepping import guarded_step
 from restrain.parallel import precision
 from restrain.parallel.world import World

@@ -1,0 +1,91 @@
+"""The residual block, and the passes over the blocks and joins of a model.
+
+Shapes: R rows of a micro-batch, J joins of a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from restrain.errors import UserError
+
+from .residual import DropPath
+
+
+class ResidualBlock(nn.Module):
+    """A block of a residual model: define ``block_forward``. ``remat`` recomputes its activations in the backward.
+
+    ``remat`` is set by ``restrain.parallel.blocks``. It is a switch and not a wrapper so that names in the state dict
+    stay; random state is not kept, because no forward draws. ``skipped``: in training the block is passed by, its
+    branches neither computed nor differentiated (drop-path mode ``batch``); set by the host between two steps.
+    """
+
+    remat: bool = False
+    skipped: bool = False
+
+    # Any arguments and any result: the blocks of some timm models take more than the stream, or return several tensors.
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        if self.skipped and self.training:
+            return self.skip_forward(*inputs, **options)
+        if self.remat and torch.is_grad_enabled():
+            return checkpoint(self.block_forward, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
+        return self.block_forward(*inputs, **options)
+
+    def block_forward(self, *inputs: Any, **options: Any) -> Any:
+        raise NotImplementedError
+
+    def skip_forward(self, *inputs: Any, **options: Any) -> Any:
+        """What the block computes without its branches: the stream as it is, where it keeps its shape."""
+        return inputs[0]
+
+
+def drop_rate(rate: float, decay: str, depth: int, blocks: int) -> float:
+    """Drop probability of the block ``depth`` (from 0) of ``blocks``: l / L times ``rate``, or ``rate`` throughout.
+
+    Linear decay is Huang et al. 2016 (arXiv:1603.09382), equation 4, with l = 1 for the first block.
+    """
+    if decay == "linear":
+        return rate * (depth + 1) / blocks
+    if decay == "constant":
+        return rate
+    raise UserError(f"model.drop_path.decay is {decay!r}; it is linear or constant.")
+
+
+def residual_blocks(model: nn.Module) -> list[tuple[str, ResidualBlock]]:
+    """The blocks in depth order with their dotted names, which are those of the state dict."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, ResidualBlock)]
+
+
+def joins(block: nn.Module) -> list[tuple[str, DropPath]]:
+    """The joins of a block in depth order, with names relative to it (one in a ResNet block).
+
+    Of a timm block, its keyed drop paths: the block adds them itself, so there is nothing else to see of a join.
+    """
+    return [(name, module) for name, module in block.named_modules() if isinstance(module, DropPath)]
+
+
+def named_joins(model: nn.Module) -> list[tuple[str, DropPath]]:
+    """All joins of a model in depth order with their full dotted names; the names key their drop-path draws."""
+    return [(f"{block}.{name}", join) for block, module in residual_blocks(model) for name, join in joins(module)]
+
+
+def set_factors(model: nn.Module | Sequence[DropPath], factors: Tensor) -> None:
+    """Write the keep factors [J, R] into the joins' buffers, in place; ``model`` may be the list of its joins.
+
+    The buffers are allocated anew only when R changes.
+    """
+    found = [join for _, join in named_joins(model)] if isinstance(model, nn.Module) else list(model)
+    if factors.dim() != 2 or factors.shape[0] != len(found):
+        raise ValueError(f"Factors of shape {list(factors.shape)} for {len(found)} joins: [joins, rows] is expected.")
+    if not found:
+        return
+    if any(join.factor.shape[0] != factors.shape[1] for join in found):
+        for join in found:
+            join.factor = torch.empty(factors.shape[1], dtype=torch.float32, device=join.factor.device)
+    buffers = [join.factor for join in found]
+    torch._foreach_copy_(buffers, list(factors.unbind()))  # pyright: ignore[reportPrivateImportUsage]

@@ -1,0 +1,52 @@
+"""Layers whose constructors draw nothing: init.py fills them.
+
+Shapes: B rows, C channels, H and W pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution that keeps the size but for its stride; without bias unless asked for."""
+
+    def __init__(
+        self, in_chans: int, out_chans: int, kernel: int, stride: int = 1, *, padding: int | None = None, bias=False
+    ):
+        super().__init__(in_chans, out_chans, kernel, stride, kernel // 2 if padding is None else padding, bias=bias)
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class BlurConv2d(Conv2d):
+    """A strided convolution behind a blur with the binomial 3x3 filter [1 2 1] x [1 2 1] / 16, zeros around.
+
+    Zhang 2019 (arXiv:1904.11486) in the form of FFCV's and Composer's ``BlurConv2d``: the blur comes first, at stride
+    1, so what the stride samples holds no frequency above its half.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        chans = input.shape[1]
+        # Two passes of [1 2 1] would be cheaper on paper; one depthwise convolution is faster. Made here and not kept
+        # as a buffer: state-dict names stay those of the plain convolution.
+        line = torch.tensor([0.25, 0.5, 0.25], dtype=input.dtype, device=input.device)
+        filter_ = (line[:, None] * line).expand(chans, 1, 3, 3)
+        return super().forward(F.conv2d(input, filter_, padding=1, groups=chans))
+
+
+class Linear(nn.Linear):
+    """A linear layer."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Embedding(nn.Embedding):
+    """A table of vectors, one a token."""
+
+    def reset_parameters(self) -> None:
+        pass

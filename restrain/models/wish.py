@@ -1,0 +1,81 @@
+"""What a recipe's ``model`` section asks of a network, read once for all families."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from restrain.errors import UserError
+
+from .blocks import drop_rate
+from .residual import JoinSpec, join_spec
+
+MODES = ("sample", "batch", "subset")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """``rate``, ``decay``, ``mode``: of drop path. ``zero_init``: branches start at zero. ``shape`` and
+    ``transformer``: what the recipe says beside the name, null keys left out. ``options``: the whole section."""
+
+    name: str
+    classes: int
+    in_chans: int = 3
+    join: JoinSpec = field(default_factory=JoinSpec)
+    rate: float = 0.0
+    decay: str = "linear"
+    mode: str = "sample"
+    zero_init: bool = True
+    shape: Mapping[str, Any] = field(default_factory=dict)
+    transformer: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, section: Mapping[str, Any]) -> Wish:
+        """That of a recipe's ``model`` section; UserError for joins and modes that do not exist."""
+        join = join_spec(section.get("join"))
+        drop_path = section.get("drop_path") or {}
+        rate, mode = drop_path.get("rate", 0.0), drop_path.get("mode", "sample")
+        if rate and not join.keeps_shortcut:
+            raise UserError(
+                f"model.drop_path.rate is {rate}, but with model.join.name={join.name} there is no path to drop."
+            )
+        if mode not in MODES:
+            raise UserError(f"model.drop_path.mode is {mode!r}; the modes are {', '.join(MODES)}.")
+        zero_init = section.get("zero_init", "auto")
+        if zero_init == "auto":
+            # A branch that starts at zero makes the block an identity (Goyal et al. 2017, section 5.1); without a
+            # shortcut it would make the network a constant.
+            zero_init = join.starts_at_zero
+        return cls(
+            section["name"],
+            section["classes"],
+            section.get("in_chans", 3),
+            join,
+            rate,
+            drop_path.get("decay", "linear"),
+            mode,
+            bool(zero_init),
+            _given(section.get("shape")),
+            _given(section.get("transformer")),
+            section,
+        )
+
+    def rates(self, blocks: int) -> tuple[float, ...]:
+        """The drop probability of each of so many blocks, in depth order."""
+        return tuple(drop_rate(self.rate, self.decay, depth, blocks) for depth in range(blocks))
+
+    def refuse_join(self, family: str, *names: str) -> None:
+        """Raises UserError where the recipe asks for one of these joins, which the family has no place for."""
+        if self.join.name in names:
+            raise UserError(f"model.join.name is {self.join.name!r}, which has no place in {family} ({self.name}).")
+
+    def refuse_subset(self, because: str) -> None:
+        """Raises UserError for the drop-path mode ``subset``."""
+        if self.mode == "subset" and self.rate:
+            raise UserError(f"model.drop_path.mode is 'subset', but {because}. Use mode sample or batch.")
+
+
+def _given(section: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {key: value for key, value in (section or {}).items() if value is not None}
