@@ -13,6 +13,7 @@ from restrain.errors import UserError, nearest
 
 from . import resnet
 from .blocks import residual_blocks
+from .feedback import set_feedback
 from .foreign import SCRIPT, Build, build_own, elsewhere
 from .init import init_model
 from .norm import GroupedBatchNorm
@@ -32,6 +33,7 @@ KEYS = (
     "blurpool",
     "shape",
     "transformer",
+    "feedback",
     "init",
 )
 
@@ -62,6 +64,7 @@ def build_model(
         freeze(model, mapping.get("freeze") or [])
         return model
     model = MODELS[str(name)](Wish.of(mapping))
+    set_feedback(model, mapping.get("feedback") or "exact")
     if not any(parameter.is_meta for parameter in model.parameters()):
         init_model(model, seed)
     freeze(model, mapping.get("freeze") or [])

@@ -15,9 +15,9 @@ second matrix may be another one, F:
             distribution at start
 ==========  =====================  =================================================================================
 
-Weight gradients are exact for the error that arrives. Norms, activations and joins are differentiated as they are:
-what the residual stream carries down through an identity is exact in all three, and that is why residual nets learn by
-the other two where plain ones do not (Xiao et al. 2018, section 5).
+Weight gradients are exact for the error that arrives. Norms, activations and joins (a gate's matrix too) are
+differentiated as they are, and so is a head that is tied to an embedding: what the residual stream carries down through
+an identity is exact in all three.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from restrain.errors import UserError, nearest
+
+from .blocks import residual_blocks
 
 Feedback = Literal["exact", "sign", "random"]
 FEEDBACKS = ("exact", "sign", "random")
@@ -103,12 +105,19 @@ def set_feedback(model: nn.Module, kind: str) -> None:
     """Let every convolution and linear layer of ``model`` send the error down by ``kind``, in place.
 
     Call it before weights are made: ``random`` gives each layer a buffer that init.py fills. ``exact`` leaves the model
-    as it is. Raises UserError for a kind that does not exist, or where no layer would take it.
+    as it is. Raises UserError for a kind that does not exist, or where a network's matrices are not in such layers.
     """
     if kind not in FEEDBACKS:
         raise UserError(f"model.feedback is {kind!r}; it is {', '.join(FEEDBACKS)}.{nearest(kind, FEEDBACKS)}")
     if kind == "exact":
         return
+    for name, block in residual_blocks(model):
+        own = [key for key, parameter in block.named_parameters(recurse=False) if parameter.ndim == 2]
+        if own:  # a recurrent cell's
+            raise UserError(
+                f"model.feedback is {kind}, but {name} multiplies by matrices of its own ({', '.join(own)}), not by a "
+                f"convolution or a linear layer: it would be exact there. Use exact."
+            )
     layers = [module for module in model.modules() if isinstance(module, Fed)]
     if not layers:
         raise UserError(
@@ -117,7 +126,9 @@ def set_feedback(model: nn.Module, kind: str) -> None:
     for layer in layers:
         layer.feedback_kind = kind  # pyright: ignore[reportAttributeAccessIssue]
         if kind == "random":
-            layer.register_buffer(BUFFER, torch.empty_like(layer.weight, requires_grad=False), persistent=False)
+            layer.register_buffer(
+                BUFFER, torch.empty_like(layer.get_parameter("weight"), requires_grad=False), persistent=False
+            )
 
 
 def conv2d(layer: nn.Conv2d, x_BCHW: Tensor, weight: Tensor, feedback: Tensor | None, bias: Tensor | None) -> Tensor:

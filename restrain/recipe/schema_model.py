@@ -215,4 +215,9 @@ class Model(Section):
     )
     shape: Shape = Field(default=Shape(), description="Sizes that the name leaves open.")
     transformer: Transformer = Field(default=Transformer(), description="How a transformer is built.")
+    feedback: Literal["exact", "sign", "random"] = Field(
+        default="exact",
+        description="What sends the error down in convolutions and linear layers: their weights, their weights' signs "
+        "(arXiv:1811.03567), or fixed random matrices (feedback alignment).",
+    )
     init: Init | None = Field(default=None, description="Where weights come from; null: fresh ones from the seed.")
