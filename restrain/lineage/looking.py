@@ -44,10 +44,10 @@ def rows_of(recipe: Recipe, rows: int) -> tuple[Tensor, Tensor]:
 def watching(model: nn.Module, look: Callable[[int, Tensor], Any]) -> Iterator[None]:
     """``look(block, output)`` after each residual block, counted from 0."""
     blocks = [block for _, block in residual_blocks(model)]
-    handles = [
-        block.register_forward_hook(lambda _module, _inputs, output, n=number: look(n, output))
-        for number, block in enumerate(blocks)
-    ]
+    handles = []
+    for number, block in enumerate(blocks):
+        hook: Any = lambda _module, _inputs, output, n=number: look(n, output)  # noqa: E731
+        handles.append(block.register_forward_hook(hook))
     try:
         yield
     finally:

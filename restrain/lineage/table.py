@@ -29,6 +29,6 @@ def chosen(numbers: Sequence[str]) -> list[Claim]:
     for number in numbers:
         if number not in known:
             raise UserError(
-                f"There is no claim {number!r}: they are {', '.join(known)}. restrain lineage --list shows their titles."
+                f"There is no claim {number!r}: they are {', '.join(known)}. restrain lineage --list has their titles."
             )
     return [claim for claim in CLAIMS if str(claim.number) in numbers]

@@ -37,7 +37,7 @@ def run(bench: Bench) -> Outcome:
     rows = [(f"{name} ({year})", count) for (name, year), count in zip(MODELS.items(), found, strict=True)]
     numbers["models looked at"] = len(found)
     numbers["models with residual blocks"] = sum(count > 0 for count in found)
-    note = "A sample of kinds chosen beforehand, not a survey: AlexNet, VGG and Inception v1 to v4 came before or do without."
+    note = "A sample of kinds chosen beforehand and no survey: AlexNet, VGG and Inception v3 do without."
     commands = (command("check", "digits_resnet20", "model.name=timm/convnext_tiny"),)
     return Outcome(numbers, bars("Residual blocks in models since", "residual blocks", rows), commands, (note,))
 

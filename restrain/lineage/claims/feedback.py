@@ -27,8 +27,8 @@ def run(bench: Bench) -> Outcome:
 CLAIM = Claim(
     number=17,
     title="Sign-symmetry and feedback alignment",
-    text="Learning that sends the error down through the signs of the weights, or through a fixed random matrix, scales "
-    "further with residual nets; sign-symmetry comes close to backpropagation, feedback alignment does not.",
+    text="Learning that sends the error down through the signs of the weights, or through a fixed random matrix, "
+    "scales further with residual nets; sign-symmetry comes close to backpropagation, feedback alignment does not.",
     source="Xiao et al. 2018 (arXiv:1811.03567); Liao et al. 2016 (arXiv:1510.05067); Lillicrap et al. 2016",
     short="plain and residual nets of 20 layers on the digits, 15 epochs: exact, sign, random",
     expected="With both, the residual net ends at a lower loss than the plain one; sign-symmetry in the residual net "

@@ -33,11 +33,11 @@ def run(bench: Bench) -> Outcome:
 CLAIM = Claim(
     number=2,
     title="Not vanishing gradients",
-    text="The difficulty of deep plain nets is not that gradients vanish: with normalisation they have healthy norms at "
-    "every depth.",
+    text="The difficulty of deep plain nets is not that gradients vanish: with normalisation they have healthy norms "
+    "at every depth.",
     source="He et al. 2015 (arXiv:1512.03385), section 4.1",
-    short="norm of the gradient after each of the 27 blocks of plain-56 and ResNet-56, on 64 digits, before training and "
-    "at its end",
+    short="norm of the gradient after each of the 27 blocks of plain-56 and ResNet-56, on 64 digits, before training "
+    "and at its end",
     expected="In both nets, before and after, no block's gradient is smaller than a hundredth of the last block's.",
     checks=tuple(
         Check(f"smallest / last gradient of {kind}-56, {moment}", ">=", 0.01)

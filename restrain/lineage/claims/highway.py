@@ -30,10 +30,10 @@ CLAIM = Claim(
     text="An LSTM with forget gates unrolled in depth: nets of 20, 50, 100 layers and more train; they beat deep plain "
     "nets, but not their own version of 20 layers.",
     source="Srivastava et al. 2015 (arXiv:1505.00387, arXiv:1507.06228), figure 1",
-    short="fully connected nets of 50 units a layer on the digits, 15 epochs: highway and plain at 20, 50 and 100 layers, "
-    "residual at 50",
-    expected="At 50 and at 100 layers the highway net ends below half of the plain net's loss; its version of 20 layers "
-    "is not worse than that of 100.",
+    short="fully connected nets of 50 units a layer on the digits, 15 epochs: highway and plain at 20, 50 and 100 "
+    "layers, residual at 50",
+    expected="At 50 and at 100 layers the highway net ends below half of the plain net's loss; its version of 20 "
+    "layers is not worse than that of 100.",
     checks=(
         Check("loss of highway-50", "<", "loss of plain-50", 0.5),
         Check("loss of highway-100", "<", "loss of plain-100", 0.5),

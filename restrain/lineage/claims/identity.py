@@ -43,8 +43,8 @@ CLAIM = Claim(
     text="With identity shortcuts and nothing between the joins, x_L = x_l + sum of f_i(x_i), and dE/dx_l = dE/dx_L "
     "(1 + d/dx_l sum of f_i): signals pass from any block to any other directly.",
     source="He et al. 2016 (arXiv:1603.05027), equations 4 and 5",
-    short="both identities at the start of training, float32, on 64 digits: a pre-activation ResNet-56, a transformer of "
-    "12 blocks, and the post-activation ResNet-56 beside them",
+    short="both identities at the start of training, float32, on 64 digits: a pre-activation ResNet-56, a transformer "
+    "of 12 blocks, and the post-activation ResNet-56 beside them",
     expected="Relative errors of at most 1e-5, forward and backward, in the first two; more than 1e-2 forward where a "
     "ReLU follows each join.",
     checks=(

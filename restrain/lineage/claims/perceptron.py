@@ -50,12 +50,12 @@ def _difference(runs: Mapping[str, Trained]) -> float:
 CLAIM = Claim(
     number=11,
     title="Skip-layer perceptron",
-    text="Connections that skip the hidden layer are as old as multilayer perceptrons (1961); in statistics (1994, 1996) "
-    "the hidden units perturb a linear function.",
+    text="Connections that skip the hidden layer are as old as multilayer perceptrons (1961); in statistics (1994, "
+    "1996) the hidden units perturb a linear function.",
     source="Rosenblatt 1961; Venables and Ripley 1994; Ripley 1996",
     short="digits, 15 epochs: a perceptron of 32 hidden units with a skip layer, and the linear model alone",
-    expected="With its branch at zero the net is its linear model, to the bit; trained it ends at a lower loss than the "
-    "linear model alone.",
+    expected="With its branch at zero the net is its linear model, to the bit; trained it ends at a lower loss than "
+    "the linear model alone.",
     checks=(
         Check("largest difference from the linear model with the branch at zero", "=", 0.0),
         Check("loss of the skip-layer perceptron", "<", "loss of the linear model"),

@@ -29,12 +29,12 @@ def run(bench: Bench) -> Outcome:
 CLAIM = Claim(
     number=6,
     title="Pre-activation",
-    text="With norm and ReLU before each convolution and nothing on the shortcut, nets of 200 to more than 1,000 layers "
-    "train, and better than the original ones.",
+    text="With norm and ReLU before each convolution and nothing on the shortcut, nets of 200 to more than 1,000 "
+    "layers train, and better than the original ones.",
     source="He et al. 2016 (arXiv:1603.05027), tables 2 and 3, figure 6",
     short="digits, 10 epochs: 110 layers of both kinds, 164 pre-activated ones; two epochs of 1001",
-    expected="The pre-activation net of 110 layers ends at a lower loss than the original one; 164 layers end below 0.1; "
-    "1,001 layers are below 1.5 in their second epoch, where guessing is 2.3.",
+    expected="The pre-activation net of 110 layers ends at a lower loss than the original one; 164 layers end below "
+    "0.1; 1,001 layers are below 1.5 in their second epoch, where guessing is 2.3.",
     checks=(
         Check("loss of v2-110", "<", "loss of v1-110"),
         Check("loss of v2-164", "<", 0.1),

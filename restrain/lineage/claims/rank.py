@@ -45,10 +45,11 @@ def run(bench: Bench) -> Outcome:
 CLAIM = Claim(
     number=10,
     title="Attention without skips loses rank",
-    text="The output of attention layers without skip connections converges to one token repeated, doubly exponentially "
-    "with depth; skips prevent it.",
+    text="The output of attention layers without skip connections converges to one token repeated, doubly "
+    "exponentially with depth; skips prevent it.",
     source="Dong et al. 2021 (arXiv:2103.03404)",
-    short="a fresh transformer of 12 blocks on the patches of 64 digits, float64: distance of the tokens from their mean",
+    short="a fresh transformer of 12 blocks on the patches of 64 digits, float64: distance of the tokens from their "
+    "mean",
     expected="Without skips less than 1e-3 is left after 12 blocks, with skips more than 0.1; and it is doubly "
     "exponential: two blocks lose more than twice the decades of one.",
     checks=(

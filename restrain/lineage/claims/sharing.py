@@ -40,8 +40,8 @@ def run(bench: Bench) -> Outcome:
 CLAIM = Claim(
     number=16,
     title="Shared weights: a recurrent net",
-    text="A ResNet whose blocks share their weights is a shallow recurrent network unrolled in time, and works nearly as "
-    "well with a fraction of the parameters.",
+    text="A ResNet whose blocks share their weights is a shallow recurrent network unrolled in time, and works nearly "
+    "as well with a fraction of the parameters.",
     source="Liao and Poggio 2016 (arXiv:1604.03640)",
     short="ResNet-56 on the digits, 15 epochs: own weights, and the convolutions of each stage shared by its blocks",
     expected="Less than a quarter of the parameters, and at most 1.5 percentage points of held-out accuracy lost.",

@@ -33,8 +33,8 @@ def run(bench: Bench) -> Outcome:
 CLAIM = Claim(
     number=7,
     title="Identity shortcuts are best",
-    text="Any modulation of the shortcut (scaling, gates, a 1x1 convolution, dropout) makes optimisation harder, though "
-    "gates and convolutions could represent the identity.",
+    text="Any modulation of the shortcut (scaling, gates, a 1x1 convolution, dropout) makes optimisation harder, "
+    "though gates and convolutions could represent the identity.",
     source="He et al. 2016 (arXiv:1603.05027), table 1 (there: ResNet-110 on CIFAR-10)",
     short="ResNet-56 on the digits, 15 epochs, under each of the six joins; branches start as in the paper",
     expected="Each of the five modulated nets ends at a higher training loss than the one with identities.",

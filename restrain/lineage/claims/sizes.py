@@ -32,8 +32,8 @@ def run(bench: Bench) -> Outcome:
     numbers |= {f"largest deviation of {what}": value for what, value in apart.items()}
     figure = bars("Counts over those of the paper", "count / the paper's", rows)
     note = (
-        "Ours is the v1.5 placement: the 3x3 convolution of a bottleneck strides and not the first 1x1 one, which costs "
-        "4.09 instead of 3.8 thousand million multiply-adds in a ResNet-50. The paper's figures have two digits."
+        "Ours is the v1.5 placement: the 3x3 convolution of a bottleneck strides and not the first 1x1 one, which "
+        "costs 4.09 instead of 3.8 thousand million multiply-adds in a ResNet-50. The paper's figures have two digits."
     )
     return Outcome(
         numbers, figure, tuple(command("check", name) for name in ("imagenet_resnet50", "cifar10_resnet110")), (note,)
@@ -62,8 +62,8 @@ CLAIM = Claim(
     "bottlenecks.",
     source="He et al. 2015 (arXiv:1512.03385), tables 1 and 6",
     short="parameters and multiply-adds of eleven sizes, counted on the meta device",
-    expected="Parameters within 2 % of table 6 and multiply-adds within 10 % of table 1 (strides are placed as in v1.5); "
-    "50, 101 and 152 layers are bottlenecks throughout, 34 none.",
+    expected="Parameters within 2 % of table 6 and multiply-adds within 10 % of table 1 (strides are placed as in "
+    "v1.5); 50, 101 and 152 layers are bottlenecks throughout, 34 none.",
     checks=(
         Check("largest deviation of parameters", "<=", 0.02),
         Check("largest deviation of multiply-adds", "<=", 0.1),

@@ -31,12 +31,12 @@ def run(bench: Bench) -> Outcome:
 CLAIM = Claim(
     number=15,
     title="Stochastic depth",
-    text="Whole branches are dropped at random in training and the skip is kept: it regularises, and where a whole block "
-    "is left out it shortens training.",
+    text="Whole branches are dropped at random in training and the skip is kept: it regularises, and where a whole "
+    "block is left out it shortens training.",
     source="Huang et al. 2016 (arXiv:1603.09382), figures 3 and 4",
     short="ResNet-110 on the digits, 15 epochs, drop rate rising to 0.5: none, rows (sample), whole blocks (batch)",
-    expected="Training loss is higher with either, the error on held-out digits is not higher, and a step in mode batch "
-    "takes less than 0.9 of the time at full depth (ideal: about 0.78).",
+    expected="Training loss is higher with either, the error on held-out digits is not higher, and a step in mode "
+    "batch takes less than 0.9 of the time at full depth (ideal: about 0.78).",
     checks=(
         Check("training loss, sample", ">", "training loss, full depth"),
         Check("training loss, batch", ">", "training loss, full depth"),

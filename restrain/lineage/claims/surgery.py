@@ -64,8 +64,8 @@ CLAIM = Claim(
     "branches of zero.",
     source="He et al. 2015 (arXiv:1512.03385), section 1; depth surgery as in Chen et al. 2015 (arXiv:1511.05641)",
     short="ResNet-20 on the digits for 15 epochs, grown to 56 layers by blocks with zero branches, 15 epochs more",
-    expected="No logit changes by the growth; the grown net ends below the loss that it started from and below a tenth of "
-    "that of the plain net of 56 layers.",
+    expected="No logit changes by the growth; the grown net ends below the loss that it started from and below a "
+    "tenth of that of the plain net of 56 layers.",
     checks=(
         Check("largest change of a logit by the growth", "=", 0.0),
         Check("loss of the grown ResNet-56", "<", "loss of ResNet-20 before"),

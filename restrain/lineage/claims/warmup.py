@@ -28,12 +28,12 @@ def run(bench: Bench) -> Outcome:
 CLAIM = Claim(
     number=9,
     title="Post-norm needs warm-up",
-    text="With the norm after each join, gradients near the output are large at the start, and a deep transformer fails "
-    "without warm-up; with the norm before each branch it does not need one.",
+    text="With the norm after each join, gradients near the output are large at the start, and a deep transformer "
+    "fails without warm-up; with the norm before each branch it does not need one.",
     source="Xiong et al. 2020 (arXiv:2002.04745), figures 2 and 4",
     short="a vision transformer of 24 blocks, 64 wide, on the digits; AdamW at 1e-3, 10 epochs, warm-up of 0 or 2",
-    expected="Without warm-up post-norm ends at more than twice the loss that it has with it, and at more than twice that "
-    "of pre-norm; pre-norm without warm-up is within a factor of two of pre-norm with it.",
+    expected="Without warm-up post-norm ends at more than twice the loss that it has with it, and at more than twice "
+    "that of pre-norm; pre-norm without warm-up is within a factor of two of pre-norm with it.",
     checks=(
         Check("loss of post-norm without warm-up", ">", "loss of post-norm with warm-up", 2.0),
         Check("loss of post-norm without warm-up", ">", "loss of pre-norm without warm-up", 2.0),
