@@ -28,12 +28,12 @@ KEYS = (
     "zero_init",
     "freeze",
     "drop_path",
+    "feedback",
     "stem",
     "downsample",
     "blurpool",
     "shape",
     "transformer",
-    "feedback",
     "init",
 )
 
