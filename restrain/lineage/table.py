@@ -6,13 +6,44 @@ from collections.abc import Sequence
 
 from restrain.errors import UserError
 from restrain.lineage.claim import Claim
-from restrain.lineage.claims import degradation, everywhere, feedback, gradients, sizes, stochastic
+from restrain.lineage.claims import (
+    degradation,
+    densenet,
+    everywhere,
+    feedback,
+    gradients,
+    highway,
+    identity,
+    lstm,
+    perceptron,
+    preactivation,
+    rank,
+    sharing,
+    shortcuts,
+    sizes,
+    stochastic,
+    surgery,
+    transformer,
+    warmup,
+)
 
 CLAIMS: tuple[Claim, ...] = (
     degradation.CLAIM,
     gradients.CLAIM,
+    surgery.CLAIM,
+    identity.CLAIM,
     sizes.CLAIM,
+    preactivation.CLAIM,
+    shortcuts.CLAIM,
+    transformer.CLAIM,
+    warmup.CLAIM,
+    rank.CLAIM,
+    perceptron.CLAIM,
+    lstm.CLAIM,
+    highway.CLAIM,
+    densenet.CLAIM,
     stochastic.CLAIM,
+    sharing.CLAIM,
     feedback.CLAIM,
     everywhere.CLAIM,
 )

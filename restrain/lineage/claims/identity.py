@@ -11,7 +11,7 @@ from restrain.lineage.claim import Check, Claim, Outcome
 from restrain.lineage.looking import fresh, rows_of
 from restrain.recipe import load
 
-VIT = ("model.name=vit", "model.shape={depth: 12, width: 64, heads: 4, patch: 2}", "model.zero_init=false")
+VIT = ("model.name=vit", "model.shape={depth: 12, width: 64, heads: 4, patch: 2}")
 NETS = {
     "pre-activation ResNet-56": ("model.name=cifar_preresnet56", "model.zero_init=false"),
     "pre-norm transformer": VIT,

@@ -15,8 +15,8 @@ STEPS, ROWS, WIDTH = 200, 16, 32
 NETS: dict[str, dict] = {
     "RNN": {"name": "rnn"},
     "LSTM of 1997": {"name": "lstm1997"},
-    "LSTM of 2000, bias 0": {"name": "lstm", "shape": {"forget_bias": 0.0}},
-    "LSTM of 2000, bias 3": {"name": "lstm", "shape": {"forget_bias": 3.0}},
+    "LSTM of 2000, bias 0": {"name": "lstm", "recurrent": {"forget_bias": 0.0}},
+    "LSTM of 2000, bias 3": {"name": "lstm", "recurrent": {"forget_bias": 3.0}},
 }
 
 
@@ -26,8 +26,8 @@ def run(bench: Bench) -> Outcome:
     keys = torch.arange(ROWS * STEPS * 2).view(ROWS, STEPS, 2)
     x_BTD = uniform_torch(mix_torch(name_key("lineage 12"), keys))
     for net, section in NETS.items():
-        shape = {"width": WIDTH, "depth": 1} | section.get("shape", {})
-        model = build_model(section | {"shape": shape, "classes": 2, "in_chans": 2}).double()
+        sizes = {"shape": {"width": WIDTH}, "classes": 2, "in_chans": 2}
+        model = build_model(section | sizes).double()
         norms = gradient_norms(model, lambda m=model: m(x_BTD).square().sum())
         numbers[f"gradient through 200 steps, {net}"] = norms[0] / norms[-1]
         curves.append(Line(net, list(range(1, STEPS + 1)), [norm / norms[-1] for norm in norms]))
