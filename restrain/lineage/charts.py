@@ -43,12 +43,12 @@ class Axis:
         return math.isfinite(value) and (value > 0 or not self.log)
 
     def ticks(self) -> list[float]:
-        """About five round numbers, or the powers of ten."""
+        """Three to eight round numbers, or the powers of ten."""
         if self.log:
             first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
             step = max(1, math.ceil((last - first) / 6))
             return [10.0**power for power in range(first, last + 1, step)]
-        step = _round_step((self.high - self.low) / 5)
+        step = _round_step((self.high - self.low) / 7)
         first = math.ceil(self.low / step - 1e-9)
         return [n * step for n in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
