@@ -40,6 +40,7 @@ class Purpose(IntEnum):
     DROP_PATH = 6  # (step, join name, row): dropped branches
     INIT = 7  # (parameter name, element): initial weights
     HELD_OUT = 8  # (sample): which samples a built-in set holds out
+    SAMPLE = 23  # (token number): the next token of generated text
 
 
 # ---------------------------------------------------------------------------------------------- numpy, on the host

@@ -47,6 +47,7 @@ def test_purposes_are_frozen():
         "DROP_PATH": 6,
         "INIT": 7,
         "HELD_OUT": 8,
+        "SAMPLE": 23,
     }
 
 

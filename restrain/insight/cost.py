@@ -100,9 +100,9 @@ class _FusedAttention(TorchFunctionMode):
             asked = {
                 name for name, value in kwargs.items() if value is not None and value is not False and value != 0.0
             }
-            if asked <= {"scale"}:
+            if asked <= {"scale", "is_causal"}:
                 fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-                return fused(*args, scale=kwargs.get("scale"))[0]
+                return fused(*args, 0.0, kwargs.get("is_causal", False), scale=kwargs.get("scale"))[0]
         return func(*args, **kwargs)
 
 

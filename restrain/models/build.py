@@ -11,7 +11,7 @@ from torch import nn
 from restrain import packages
 from restrain.errors import UserError, nearest
 
-from . import resnet
+from . import bert, gpt, resnet, vit
 from .blocks import residual_blocks
 from .feedback import set_feedback
 from .foreign import SCRIPT, Build, build_own, elsewhere
@@ -45,7 +45,7 @@ def build_model(
 
     Under ``torch.device("meta")`` nothing is allocated (see ``materialise``); otherwise the weights are those that
     ``init_model`` makes of ``seed``. No generator is read. ``sides``: sides in pixels of the images that the model will
-    see, that of training first; a timm model may need them (:func:`.zoo.build_timm`). ``own``: what builds a model of
+    see, that of training first; a ViT and some of timm's models need them. ``own``: what builds a model of
     the name ``script/...``. ``init`` is not looked at here. UserError for a key or value that does not exist.
     """
     for key in mapping:
@@ -63,7 +63,7 @@ def build_model(
         )
         freeze(model, mapping.get("freeze") or [])
         return model
-    model = MODELS[str(name)](Wish.of(mapping))
+    model = MODELS[str(name)](Wish.of(mapping, sides))
     set_feedback(model, mapping.get("feedback") or "exact")
     if not any(parameter.is_meta for parameter in model.parameters()):
         init_model(model, seed)
@@ -86,7 +86,12 @@ def _code_of(name: Any, own: Build | None) -> Build:
 
 
 # Another family is a line here, and one in restrain/recipe/model_names.py. Each: a table of sizes, and what builds one.
-FAMILIES: tuple[tuple[Mapping[str, Any], Callable[[Any, Wish], nn.Module]], ...] = ((resnet.SPECS, resnet.build),)
+FAMILIES: tuple[tuple[Mapping[str, Any], Callable[[Any, Wish], nn.Module]], ...] = (
+    (resnet.SPECS, resnet.build),
+    (vit.SPECS, vit.build),
+    (gpt.SPECS, gpt.build),
+    (bert.SPECS, bert.build),
+)
 MODELS: dict[str, Callable[[Wish], nn.Module]] = {
     name: partial(build, spec) for specs, build in FAMILIES for name, spec in specs.items()
 }

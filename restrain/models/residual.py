@@ -305,7 +305,7 @@ class JoinSpec:
     @property
     def starts_at_zero(self) -> bool:
         """Whether a block whose branch starts at zero starts as the identity."""
-        return self.name == "add" and self.options.get("scale", "one") == "one"
+        return self.name == "add" and (self.options.get("scale") or "one") == "one"
 
     def build(self, chans: int, rate: float = 0.0, *, tokens: bool = False) -> Join:
         """The join of one branch. chans: channels of the stream; tokens: they come last; rate: of drop path."""
@@ -313,7 +313,7 @@ class JoinSpec:
 
 
 def _add(options: Mapping[str, Any], chans: int, rate: float, tokens: bool) -> Join:
-    scale = options.get("scale", "one")
+    scale = options.get("scale") or "one"
     if scale == "one":
         return AddJoin(rate)
     size, init = (chans, 1e-5) if scale == "layerscale" else (1, 0.0)

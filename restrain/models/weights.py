@@ -35,7 +35,8 @@ def fit_weights(
         UserError: names are missing or unexpected, or shapes differ: the first three and their number are told.
     """
     wanted = _own_tensors(model)
-    found = dict(tensors)
+    # Weights in a published layout have other names than ours: a model that knows one says which is which.
+    found = model.published(tensors) if hasattr(model, "published") else dict(tensors)  # pyright: ignore
     notices = []
     heads = tuple(f"{name}." for name in heads_of(model))
     if reset_head:
@@ -112,15 +113,18 @@ def _first(names: Sequence[str], most: int = 3) -> str:
 def _resized(
     model: nn.Module, wanted: Mapping[str, Tensor], found: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """``found`` through the filter that timm has for weights of this model, and what that resized.
+    """``found`` through the model's own ``resize``, or the filter that timm has for its weights, and what that resized.
 
     Only tensors of the same name and another shape count: a filter that renames is for weights in another format.
     """
-    rule = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if rule is None:
-        return found, []
+    timms = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     try:
-        filtered = rule(dict(found), model)
+        if hasattr(model, "resize"):
+            filtered = model.resize(found)  # pyright: ignore[reportCallIssue]
+        elif timms is not None:
+            filtered = timms(dict(found), model)
+        else:
+            return found, []
     except (RuntimeError, AssertionError, ValueError, KeyError, AttributeError, IndexError, TypeError):
         return found, []  # weights that its rule was not made for: told as they are
     result, notices = dict(found), []

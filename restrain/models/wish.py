@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,8 @@ MODES = ("sample", "batch", "subset")
 @dataclass(frozen=True)
 class Wish:
     """``rate``, ``decay``, ``mode``: of drop path. ``zero_init``: branches start at zero. ``shape`` and
-    ``transformer``: what the recipe says beside the name, null keys left out. ``options``: the whole section."""
+    ``transformer``: what the recipe says beside the name, null keys left out. ``options``: the whole section.
+    ``sides``: of the images that the model will see in pixels, that of training first; empty: unknown."""
 
     name: str
     classes: int
@@ -30,9 +31,10 @@ class Wish:
     shape: Mapping[str, Any] = field(default_factory=dict)
     transformer: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    sides: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, section: Mapping[str, Any]) -> Wish:
+    def of(cls, section: Mapping[str, Any], sides: Sequence[int] = ()) -> Wish:
         """That of a recipe's ``model`` section; UserError for joins and modes that do not exist."""
         join = join_spec(section.get("join"))
         drop_path = section.get("drop_path") or {}
@@ -60,6 +62,7 @@ class Wish:
             _given(section.get("shape")),
             _given(section.get("transformer")),
             section,
+            tuple(sides),
         )
 
     def rates(self, blocks: int) -> tuple[float, ...]:

@@ -120,8 +120,8 @@ def listed(numbers: list[int], most: int = 12) -> str:
 def _model(recipe: "Recipe") -> Iterator[Problem]:
     model = recipe.model
     drop = model.drop_path
-    if model.join.name == "add" and model.join.scale == "one":
-        yield from _idle(model.join, "init", "model.join", "with model.join.scale = one nothing is learned")
+    if model.join.name == "add" and model.join.scale in (None, "one"):
+        yield from _idle(model.join, "init", "model.join", "without a model.join.scale nothing is learned")
     if model.join.name == "none":
         yield from _idle(drop, "rate", "model.drop_path", "with model.join.name = none no path is left when one drops")
         if model.zero_init is True:

@@ -17,6 +17,10 @@ class Family:
     needed: tuple[str, ...] = ()
 
 
+# restrain/models/spec.py
+TRANSFORMER_SHAPE = ("depth", "width", "heads", "mlp")
+TRANSFORMER_OPTIONS = ("norm", "order", "position", "activation", "qk_norm", "bias", "dropout")
+
 FAMILIES: dict[str, Family] = {
     "resnet": Family(
         (
@@ -24,6 +28,27 @@ FAMILIES: dict[str, Family] = {
             *("cifar_resnet20", "cifar_resnet32", "cifar_resnet44", "cifar_resnet56", "cifar_resnet110"),
             "cifar_resnet1202",
         )
+    ),
+    "vit": Family(
+        (
+            "vit",
+            *("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "vit_large_patch16_224"),
+            "vit_huge_patch14_224",
+            *("deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224"),
+            *("deit3_small_patch16_224", "deit3_medium_patch16_224", "deit3_base_patch16_224"),
+            *("deit3_large_patch16_224", "deit3_huge_patch14_224"),
+            *("vit_medium_patch16_reg4_gap_256", "vit_base_patch16_reg4_gap_256"),
+        ),
+        (*TRANSFORMER_SHAPE, "patch"),
+        (*TRANSFORMER_OPTIONS, "pool", "registers"),
+    ),
+    "gpt": Family(
+        ("gpt", "gpt2", "gpt2_medium", "gpt2_large", "gpt2_xl", "gpt3_175b"),
+        (*TRANSFORMER_SHAPE, "context"),
+        (*TRANSFORMER_OPTIONS, "tied"),
+    ),
+    "bert": Family(
+        ("bert", "bert_base", "bert_large"), (*TRANSFORMER_SHAPE, "context"), (*TRANSFORMER_OPTIONS, "tied")
     ),
 }
 NAMES = tuple(name for family in FAMILIES.values() for name in family.names)

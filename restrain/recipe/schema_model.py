@@ -36,10 +36,11 @@ class AddJoin(Section):
     """y = x + a drop_path(f(x)): the residual network."""
 
     name: Literal["add"]
-    scale: Literal["one", "layerscale", "rezero", "skipinit"] = Field(
-        default="one",
+    scale: Literal["one", "layerscale", "rezero", "skipinit"] | None = Field(
+        default=None,
         description="a: 1; a learned vector (LayerScale, arXiv:2103.17239); or one learned number, 0 at first (ReZero, "
-        "arXiv:2003.04887; SkipInit, arXiv:2002.10444).",
+        "arXiv:2003.04887; SkipInit, arXiv:2002.10444). null: one, but layerscale in the networks that have it by name "
+        "(deit3_small_patch16_224).",
     )
     init: NonNegative | None = Field(
         default=None, description="What a learned a is at first; null: 1e-5 for layerscale, else 0."

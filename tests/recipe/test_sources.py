@@ -8,8 +8,11 @@ import pytest
 
 from restrain.recipe import available, find, leaves, load
 
-from .sources import AUGMENTATIONS, SOURCES
+from .sources import AUGMENTATIONS
+from .sources import SOURCES as OF_CONVOLUTIONS
+from .sources_vit import SOURCES as OF_TRANSFORMERS
 
+SOURCES = OF_CONVOLUTIONS | OF_TRANSFORMERS
 OF_OUR_OWN = re.compile(r"digits_|cifar10_plain|cifar10_fast")
 MOST_LINES = 20
 
