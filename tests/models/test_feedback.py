@@ -239,3 +239,17 @@ class Cell(ResidualBlock):
 def test_what_cannot_be_is_refused(make, says):
     with pytest.raises(UserError, match=says):
         make()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_transformer_has_it_in_every_projection(kind):
+    section = {"classes": 7, "shape": {"depth": 2, "width": 16, "heads": 2}, "feedback": kind}
+    vit = build_model(section | {"name": "vit", "shape": section["shape"] | {"patch": 2}}, sides=(8,))
+    gpt = build_model(section | {"name": "gpt", "shape": section["shape"] | {"context": 8}})
+    for model, x in ((vit, randn(2, 3, 8, 8).float()), (gpt, torch.arange(16).view(2, 8) % 7)):
+        projections = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        assert len(projections) >= 8
+        assert all(isinstance(m, Fed) for m in projections)
+        assert {m.feedback_kind for m in projections if isinstance(m, Fed)} == {kind}
+        model(x).square().sum().backward()
+        assert all(m.weight.grad.isfinite().all() and m.weight.grad.any() for m in projections)
