@@ -209,7 +209,6 @@ def restrain_run(loader: Steps, recipe: Recipe, plan: Plan, path: Path) -> None:
         settings = StepSettings(
             seed=recipe.seed,
             micro=BATCH,
-            classes=3,
             shape=(16, 1, 1),
             precision=recipe.precision,
             factor=build.build_factor(recipe, plan, total),
@@ -272,7 +271,7 @@ def real_step(size: int, batch: int, repeats: int, threads: int) -> dict[str, fl
 
     plan, plain, whole = Plan(batch * 1000, batch, batch, 1), [], []
     state = RunState(model, optimizer, segments=[])
-    settings = StepSettings(0, batch, 1000, (3, size, size), "fp32", lambda step: 0.1)
+    settings = StepSettings(0, batch, (3, size, size), "fp32", lambda step: 0.1)
     run = Run(task, state, plan, World(), None, settings)  # pyright: ignore[reportArgumentType]
     vector = torch.zeros(16, dtype=torch.float64)
     for _ in range(2 * repeats + 1):

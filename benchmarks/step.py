@@ -125,7 +125,6 @@ def restrain_step(job: Job, group: int) -> Step:
     settings = StepSettings(
         seed=recipe.seed,
         micro=batch,
-        classes=CLASSES,
         shape=(3, size, size),
         precision=recipe.precision,
         factor=build.build_factor(recipe, plan, total),

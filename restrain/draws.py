@@ -40,7 +40,10 @@ class Purpose(IntEnum):
     DROP_PATH = 6  # (step, join name, row): dropped branches
     INIT = 7  # (parameter name, element): initial weights
     HELD_OUT = 8  # (sample): which samples a built-in set holds out
-    SAMPLE = 23  # (token number): the next token of generated text
+    OFFSET = 10  # (epoch): where the windows of a text begin
+    MASKED = 11  # (step, row, token): masked tokens in training
+    MASKED_EVAL = 12  # (sample, token): masked tokens in an evaluation
+    SAMPLE = 13  # (token number): the next token of generated text
 
 
 # ---------------------------------------------------------------------------------------------- numpy, on the host

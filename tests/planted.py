@@ -50,9 +50,11 @@ def at_accumulation(step: int, signal: str = "SIGKILL") -> None:
 
 def in_evaluation(number: int, signal: str = "SIGKILL") -> None:
     """Before the ``number``-th evaluation batch of the attempt is counted."""
-    from restrain.training import evaluate
+    from restrain.training.classify import Classify
+    from restrain.training.language import Language
 
-    _before(evaluate, "_sums", lambda count, *_: count == number, _send(signal))
+    for task in (Classify, Language):
+        _before(task, "sums", lambda count, *_: count == number, _send(signal))
 
 
 def before_rename(step: int) -> None:

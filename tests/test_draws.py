@@ -47,7 +47,10 @@ def test_purposes_are_frozen():
         "DROP_PATH": 6,
         "INIT": 7,
         "HELD_OUT": 8,
-        "SAMPLE": 23,
+        "OFFSET": 10,
+        "MASKED": 11,
+        "MASKED_EVAL": 12,
+        "SAMPLE": 13,
     }
 
 

@@ -46,10 +46,12 @@ def data(
     from restrain.data.progress import console_reporter
     from restrain.errors import UserError
     from restrain.training import build
+    from restrain.training.inputs import refuse_text
 
     resolved, _ = resolve(name, overrides or [])
     recipe = resolved.recipe
     wanted, absent = peers.choose(vs.split(",")) if vs else ([], [])
+    refuse_text(recipe, "bench data", "benchmarks/tokens.py times the loader of tokens.")
     if recipe.data.name == "digits":
         raise UserError("The digits are arrays in memory, so there is nothing to read or decode. Name another recipe.")
     with console_reporter() as reporter:

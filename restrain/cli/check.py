@@ -30,22 +30,26 @@ def check(
     from restrain.cli.tables import show_facts
     from restrain.parallel import precision
     from restrain.parallel.world import World
-    from restrain.training import inspection, placement
+    from restrain.training import build, inspection, placement
     from restrain.training.arithmetic import Scale
-    from restrain.training.build import image_sides
     from restrain.training.memory import memory_of
+    from restrain.training.micro import PIXELS_A_TOKEN
 
     wanted = resolved.recipe
     device = placement.device_of(wanted, World())
     number_format = precision.resolve(wanted.precision, device)
-    model = inspection.model_without_memory(wanted)
     data, found, problem = _open(wanted)
-    side = image_sides(wanted)[0]
-    micro = placement.place(wanted, World(), device, side**2).micro
+    if data is None and not isinstance(wanted.model.classes, int):
+        found.append(f"model.classes=auto: as if the vocabulary were {build.UNKNOWN_VOCABULARY}")
+    wanted = build.with_classes(wanted, data)
+    model = inspection.model_without_memory(wanted)
+    sides = build.image_sides(wanted)
+    pixels = sides[0] ** 2 if sides else wanted.data.context * PIXELS_A_TOKEN
+    micro = placement.place(wanted, World(), device, pixels).micro
     scale = Scale(wanted, int(data.train.counts.sum()) if data else None, "data.root" if data else _unknown(wanted))
     if data and wanted.data.name == "digits":
         scale = Scale(wanted, scale.samples, "the digits set")
-    memory = memory_of(wanted, model, side, micro, number_format)
+    memory = memory_of(wanted, model, None, micro, number_format)
     show_facts(
         " ".join([resolved.name, *(overrides or [])]),
         [
@@ -93,7 +97,8 @@ def _run(recipe: Any, data: Data | None, micro: int) -> list[str]:
 
     found = dry_run(recipe, data, micro)
     peak = f", {size(found.peak)} of GPU memory at most" if found.peak is not None else ""
-    images = "images of the training set" if found.real else "made-up images"
+    rows = "images" if recipe.data.kind == "images" else "windows"
+    images = f"{rows} of the training set" if found.real else f"made-up {rows}"
     where = f"on {found.device} in {found.number_format}"
     return [
         f"{found.rows} {images} forward and backward {where}: {found.seconds:.2f} s{peak}",

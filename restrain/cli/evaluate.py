@@ -43,12 +43,15 @@ def evaluate(
         typer.echo(line)
     if out is not None:
         told = {"source": found.source, "weights": found.weights, "data": found.what, "metrics": found.metrics}
-        out.write_text(json.dumps(told | found.confusion.as_dict(found.classes), ensure_ascii=False) + "\n")
+        classes = found.confusion.as_dict(found.classes) if found.confusion is not None else {}
+        out.write_text(json.dumps(told | classes, ensure_ascii=False) + "\n")
 
 
 def _told(found: Evaluation) -> list[str]:
     """The summary for a person."""
     names, confusion = found.classes, found.confusion
+    if confusion is None:
+        return []
     lines = [f"calibration error {confusion.calibration_error:.2f} % (15 bins)"]
     worst = [one for one in confusion.per_class()[:SHOWN] if one[1] < one[2]]
     if worst:

@@ -28,6 +28,7 @@ from restrain.cli.predict import predict
 from restrain.cli.recipes import recipes
 from restrain.cli.report import report
 from restrain.cli.runs import runs
+from restrain.cli.sample import sample
 from restrain.cli.schema import schema
 from restrain.cli.show import show
 from restrain.cli.sweep import sweep
@@ -94,6 +95,7 @@ app.command()(sweep)
 app.command()(sync)
 app.command()(evaluate)
 app.command()(predict)
+app.command()(sample)
 app.command()(export)
 app.command()(schema)
 app.command()(completion)

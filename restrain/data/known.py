@@ -32,6 +32,8 @@ def known_samples(data: Any) -> tuple[int | None, str]:
     root = Path(os.path.expanduser(data.root))
     if data.name == "tokens":
         return _known_windows(data, root)
+    if data.name == "text":
+        return _known_text(data, root)
     try:
         names = None if data.name == "folder" else match_shards(root, data.train)
     except RestrainError as error:
@@ -53,3 +55,14 @@ def _known_windows(data: Any, root: Path) -> tuple[int | None, str]:
         return None, str(error).rstrip(".")
     windows = sum(count(shard.tokens, data.context) for shard in manifest.shards if shard.name in names)
     return windows, f"the manifest in {root}"
+
+
+def _known_text(data: Any, root: Path) -> tuple[int | None, str]:
+    from restrain.data.text.plain import open_text
+
+    try:
+        source = open_text(data, root, "train")
+    except RestrainError as error:
+        return None, str(error).rstrip(".")
+    assert source is not None
+    return int(source.counts.sum()), f"{source.length:,} tokens of {data.train}, {data.context} each"

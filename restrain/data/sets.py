@@ -68,15 +68,18 @@ def _open_files(data: Any, split: str, classes: int | None, reporter: Reporter |
             f"the command line, or write it into the site file."
         )
     if is_remote(data.root):
-        if data.name == "tokens":
-            raise UserError(
-                f"data.root={redact(data.root)}: tokens are mapped into memory from local files. Copy them."
-            )
+        if data.name in ("tokens", "text"):
+            how = "tokens are mapped into memory" if data.name == "tokens" else "a text is read"
+            raise UserError(f"data.root={redact(data.root)}: {how} from local files. Copy them.")
         return _remote(data, split, classes)
     root = Path(os.path.expanduser(data.root))
     if not root.is_dir():
         found = " is a file" if root.is_file() else ": there is no such folder"
         raise UserError(f"data.root={data.root}{found}. Name the folder of the data set.")
+    if data.name == "text":
+        from restrain.data.text.plain import open_text
+
+        return open_text(data, root, split)
     wanted = data.train if split == "train" else data.eval
     if wanted is None:
         return None

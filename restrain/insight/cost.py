@@ -17,27 +17,32 @@ from restrain.models.residual import Join
 
 
 def forward_macs(model: nn.Module, channels: int, height: int, width: int) -> int:
-    """Multiply-adds of one image [1, ``channels``, ``height``, ``width``] through ``model`` in evaluation mode.
-
-    Convolutions, matrix products and attention count, as in the tables of the literature (He et al. 2015, table 1:
-    3.8 G for a ResNet-50, 4.09 G with torchvision's stride in the 3 x 3 convolution); norms, activations and biases do
-    not. ``model`` may be on any device and in any mode: a copy without weights is what runs.
+    """Multiply-adds of one image [1, ``channels``, ``height``, ``width``] through ``model``: :func:`input_macs`.
 
     Raises:
         UserError: the model does not take images of that size.
     """
     like = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    image = torch.empty(1, channels, height, width, dtype=like, device="meta")
-    counter = FlopCounterMode(display=False)
     try:
-        with torch.no_grad(), counter:
-            weightless(model).eval()(image)
+        return input_macs(model, torch.empty(1, channels, height, width, dtype=like, device="meta"))
     except (RuntimeError, AssertionError, ValueError) as error:
         said = " ".join(str(error).split())[:200]
         raise UserError(
             f"The model does not take images of {channels} x {height} x {width} (channels, height, width): {said}. "
             "Look at resolution.train and model.in_chans."
         ) from None
+
+
+def input_macs(model: nn.Module, inputs: torch.Tensor) -> int:
+    """Multiply-adds of ``inputs``, on the meta device, through ``model`` in evaluation mode.
+
+    Convolutions, matrix products and attention count, as in the tables of the literature (He et al. 2015, table 1:
+    3.8 G for a ResNet-50, 4.09 G with torchvision's stride in the 3 x 3 convolution); norms, activations and biases do
+    not. ``model`` may be on any device and in any mode: a copy without weights is what runs.
+    """
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        weightless(model).eval()(inputs)
     return counter.get_total_flops() // 2  # torch counts a multiplication and an addition as two
 
 

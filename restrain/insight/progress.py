@@ -42,13 +42,14 @@ class _Now:
 @dataclass(frozen=True)
 class Length:
     """``steps`` of a run, of which ``start`` are done; ``epochs`` to be shown; ``epoch`` steps each; ``batch`` images
-    a step."""
+    (or what ``unit`` says) a step."""
 
     steps: int
     start: int = 0
     epochs: float | None = None
     epoch: int | None = None
     batch: int = 1
+    unit: str = "images"
 
 
 def duration(seconds: float) -> str:
@@ -194,7 +195,7 @@ class Progress:
         if now.accuracy is not None:
             parts.append(f"top-1 {now.accuracy:.1f} %")
         if speed > 0:
-            parts.append(f"{speed * length.batch:.0f} images/s")
+            parts.append(f"{speed * length.batch:.0f} {length.unit}/s")
         if now.wait is not None:
             parts.append(f"data wait {100 * now.wait:.0f} %")
         if speed > 0 and now.step < length.steps:

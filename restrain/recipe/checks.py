@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from restrain.recipe import augmenting
+from restrain.recipe import augmenting, language
 from restrain.recipe.durations import Duration
 from restrain.recipe.model_names import FAMILIES, family_of
 
@@ -39,26 +39,14 @@ class Misfit(ValueError):
 
 def problems(recipe: "Recipe") -> Iterator[Problem]:
     """Everything in ``recipe`` that does not fit together."""
-    if recipe.data.name == "tokens":  # whatever else is amiss, such as sizes of images, comes of this
-        yield Problem(
-            "data.name",
-            f"= tokens, but task = {recipe.task} trains on images: no task reads tokens yet. Name a set of images, or "
-            f"read the tokens in a loop of your own (restrain.data.text.loader.TokenLoader)",
-        )
+    if found := [Problem(*one) for one in language.kinds(recipe)]:
+        yield from found
         return
-    for check in (
-        _secrets,
-        _batch,
-        _model,
-        _data,
-        _resolution,
-        _mix,
-        _optimizer,
-        _schedule,
-        _parallel,
-        _checkpoint,
-        _expect,
-    ):
+    speaks = recipe.task == "language"
+    for one in language.problems(recipe) if speaks else language.images(recipe):
+        yield Problem(*one)
+    kind = (_order,) if speaks else (_data, _order, _resolution, _mix)
+    for check in (_secrets, _batch, _model, *kind, _optimizer, _schedule, _parallel, _checkpoint, _expect):
         yield from check(recipe)
 
 
@@ -205,8 +193,11 @@ def _data(recipe: "Recipe") -> Iterator[Problem]:
             yield from _idle(data, name, "data", "the digits are arrays, not files")
     for key, text in itertools.chain(augmenting.problems(recipe), augmenting.repeats(recipe)):
         yield Problem(key, text)
-    if not data.shuffle:
-        yield from _idle(data, "window", "data", "data.shuffle is false")
+
+
+def _order(recipe: "Recipe") -> Iterator[Problem]:
+    if not recipe.data.shuffle:
+        yield from _idle(recipe.data, "window", "data", "data.shuffle is false")
 
 
 def _resolution(recipe: "Recipe") -> Iterator[Problem]:
@@ -321,7 +312,9 @@ def _expect(recipe: "Recipe") -> Iterator[Problem]:
 
 def _measured(recipe: "Recipe") -> list[str]:
     """The metrics of an evaluation."""
-    return ["eval/loss", "eval/top1", *(["eval/top5"] if recipe.model.classes > TOP5_ABOVE else [])]
+    classes = recipe.model.classes
+    told = ["eval/loss", "eval/perplexity", "eval/top1"] if recipe.task == "language" else ["eval/loss", "eval/top1"]
+    return [*told, *(["eval/top5"] if not isinstance(classes, int) or classes > TOP5_ABOVE else [])]
 
 
 def _checkpoint(recipe: "Recipe") -> Iterator[Problem]:

@@ -12,7 +12,7 @@ from restrain.recipe import checks
 from restrain.recipe.base import AsTuple, Auto, Length, Moment, NonNegative, Positive, PositiveFloat, Section, Span
 from restrain.recipe.schema_data import PACKAGE_NAME, Data
 from restrain.recipe.schema_model import Model
-from restrain.recipe.schema_optim import CrossEntropy, Ema, Loss, Optimizer, Schedule
+from restrain.recipe.schema_optim import CrossEntropy, Ema, Loss, NextToken, Objective, Optimizer, Schedule
 from restrain.recipe.schema_run import Checkpoint, Evaluate, Expect, Parallel, Profile, Track
 
 
@@ -67,15 +67,19 @@ class Batch(Section):
 class Recipe(Section):
     """Everything that defines a run. Keys in the order in which a recipe is read."""
 
-    task: Literal["classify"] | Annotated[str, Field(pattern=PACKAGE_NAME)] = Field(
+    task: Literal["classify", "language"] | Annotated[str, Field(pattern=PACKAGE_NAME)] = Field(
         default="classify",
-        description="What is learned: image classification, or what PACKAGE/NAME of an installed package says.",
+        description="What is learned: image classification, language (`objective`), or what PACKAGE/NAME of an "
+        "installed package says.",
     )
     model: Model = Field(description="The network.")
     data: Data = Field(description="Where samples come from and how they are augmented.")
     resolution: Resolution = Field(default=Resolution(), description="Image sizes.")
     mix: Mix = Field(default=Mix(), description="Mixing of images and labels.")
     loss: Loss = Field(default=CrossEntropy(name="cross_entropy"), description="Training loss.")
+    objective: Objective = Field(
+        default=NextToken(name="next_token"), description="What a language model says: the next token, or masked ones."
+    )
     batch: Batch = Field(description="Samples of an optimizer step.")
     length: Length = Field(description="Length of the run: epochs (90ep) or optimizer steps (64000st).")
     optimizer: Optimizer = Field(description="Rule by which weights move.")

@@ -163,6 +163,9 @@ Augmentation = Annotated[
 
 
 class _Data(Section):
+    kind: ClassVar[str] = "images"
+    context: ClassVar[int] = 0  # code for tokens asks
+
     augment: Annotated[tuple[Augmentation, ...], AsTuple] = Field(
         default=(), description="Augmentations of training images, in this order; each is a pure function of its key."
     )
@@ -271,7 +274,28 @@ class Digits(_Data):
     std: Scales = Field(default=(0.3761,), description="Standard deviation of the channel, pixels being 0 to 1.")
 
 
-class Tokens(Section):
+class _Text(Section):
+    """What sets of tokens share."""
+
+    kind: ClassVar[str] = "tokens"
+
+    threads: Auto | Threads = Field(default="auto", description="Threads that read, a process. Changes no result.")
+    lanes: Auto | Positive = Field(
+        default="auto", description="Shards read side by side; part of the order of windows."
+    )
+    window: Auto | Positive = Field(default="auto", description="Samples of a lane that are shuffled together.")
+    shuffle: bool = Field(default=True, description="Another order each epoch; false: the order of the files.")
+
+    # What code for images asks of every set. No keys: a recipe that names one is told that it is unknown.
+    augment: ClassVar[tuple[Augmentation, ...]] = ()
+    repeats: ClassVar[int] = 1
+    processes: ClassVar[int] = 0
+    decode: ClassVar[Literal["pil"]] = "pil"
+    mean: ClassVar[Channels] = ()
+    std: ClassVar[Scales] = ()
+
+
+class Tokens(_Text):
     """Shards of tokens for language models, made by `restrain data tokens` and read in windows through a memory map."""
 
     name: Literal["tokens"]
@@ -286,25 +310,37 @@ class Tokens(Section):
     documents: bool = Field(
         default=False, description="Give the number of each token's document too, for masks at their borders."
     )
-    threads: Auto | Threads = Field(default="auto", description="Threads that read, a process. Changes no result.")
-    lanes: Auto | Positive = Field(
-        default="auto", description="Shards read side by side; part of the order of windows."
-    )
-    window: Auto | Positive = Field(default="auto", description="Samples of a lane that are shuffled together.")
-    shuffle: bool = Field(default=True, description="Another order each epoch; false: the order of the files.")
     max_bad: Unit = Field(
         default=1e-4,
         description="Share of windows that may have rotted, each replaced by another, before the run stops.",
     )
     cache: str | None = Field(default=None, description="Folder for the index of a set that cannot be written to.")
 
-    # What code for images asks of every set. No keys: a recipe that names one is told that it is unknown.
-    augment: ClassVar[tuple[Augmentation, ...]] = ()
-    repeats: ClassVar[int] = 1
-    processes: ClassVar[int] = 0
-    decode: ClassVar[Literal["pil"]] = "pil"
-    mean: ClassVar[Channels] = ()
-    std: ClassVar[Scales] = ()
+
+class Text(_Text):
+    """A plain text file as characters or bytes, in windows that begin at another place each epoch; held in memory."""
+
+    name: Literal["text"]
+    root: str | None = Field(
+        default=None, description="Folder of the text. Usually from the site file or the command line."
+    )
+    train: str = Field(default="input.txt", description="File below `root`; its characters are the vocabulary.")
+    eval: str | None = Field(
+        default=None, description="File below `root` for evaluation; null: the end of `train` (`holdout`)."
+    )
+    holdout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.1, description="Share of `train`, its end, that is held out for evaluation where `eval` is null."
+    )
+    tokenizer: Literal["characters", "bytes"] = Field(
+        default="characters", description="What a token is: a character of the text, or a byte of its UTF-8."
+    )
+    context: Positive = Field(
+        default=256, description="Tokens that a model sees: a sample is a window of one more, for the targets."
+    )
+
+    documents: ClassVar[bool] = False
+    max_bad: ClassVar[float] = 0.0
+    cache: ClassVar[None] = None
 
 
-Data = Annotated[Folder | WebDataset | Package | Digits | Tokens, Field(discriminator="name")]
+Data = Annotated[Folder | WebDataset | Package | Digits | Tokens | Text, Field(discriminator="name")]

@@ -1,6 +1,6 @@
 """The recipe's ``model`` section."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
@@ -185,6 +185,12 @@ class Init(Section):
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
 
+if TYPE_CHECKING:
+    Classes = int  # once it is settled, that is everywhere but in the checks of a recipe
+else:
+    Classes = Auto | Annotated[int, Field(ge=2)]
+
+
 class Model(Section):
     """The network."""
 
@@ -192,7 +198,9 @@ class Model(Section):
         description="One of ours (docs/models.md lists them), such as resnet50; any of timm's, as timm/convnext_tiny; "
         "or one of an installed package, as PACKAGE/NAME."
     )
-    classes: Annotated[int, Field(ge=2)] = Field(description="Number of classes.")
+    classes: Classes = Field(
+        description="Number of classes. Of a language model the tokens that it can say; auto: those of the data."
+    )
     in_chans: Positive = Field(default=3, description="Channels of the input: 3 for colour, 1 for grey.")
     join: Join = Field(default=AddJoin(name="add"), description="Where a branch meets the residual stream.")
     zero_init: Auto | bool = Field(

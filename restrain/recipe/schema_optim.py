@@ -262,6 +262,26 @@ class Bce(Section):
 Loss = Annotated[CrossEntropy | Bce, Field(discriminator="name")]
 
 
+class NextToken(Section):
+    """The token after each, from those before it."""
+
+    name: Literal["next_token"]
+
+
+class MaskedToken(Section):
+    """Tokens that were masked, from those around them (BERT, Devlin et al. 2019, arXiv:1810.04805, section 3.1)."""
+
+    name: Literal["masked_token"]
+    rate: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.15,
+        description="Share of a window's tokens that are to be found out; of these 80 % are replaced by the mask, 10 % "
+        "by another token, 10 % stay.",
+    )
+
+
+Objective = Annotated[NextToken | MaskedToken, Field(discriminator="name")]
+
+
 class Ema(Section):
     """Moving average of the weights, used for evaluation."""
 

@@ -15,7 +15,13 @@ from restrain.data.order import Plan, allowed_micro, allowed_worlds
 from restrain.optim import schedules
 from restrain.recipe import Duration, Recipe
 from restrain.recipe.checks import DIGITS_SIDE, listed
-from restrain.training.micro import BYTES_A_PIXEL, PIXELS_WORTH_SPLITTING, auto_micro
+from restrain.training.micro import (
+    BYTES_A_PIXEL,
+    BYTES_A_TOKEN,
+    PIXELS_A_TOKEN,
+    PIXELS_WORTH_SPLITTING,
+    auto_micro,
+)
 
 GPUS = (16, 40, 80)  # GB of memory of common cards, for which `auto` is worked out
 
@@ -151,7 +157,9 @@ def micro_lines(scale: Scale, used: dict[str, Any] | None = None) -> list[str]:
     """The micro-batches that work, and what ``auto`` makes of them. ``used``: a run's placement."""
     recipe = scale.recipe
     whole, group = recipe.batch.global_, recipe.batch.group
-    pixels = (recipe.resolution.train or DIGITS_SIDE) ** 2
+    tokens = recipe.data.context if recipe.data.kind == "tokens" else None
+    pixels = (recipe.resolution.train or DIGITS_SIDE) ** 2 if tokens is None else tokens * PIXELS_A_TOKEN
+    row_bytes = None if tokens is None else tokens * BYTES_A_TOKEN
     worlds = allowed_worlds(whole, group)
     lines = [
         f"a process computes batch.global / processes = {whole} / processes rows a step, in whole groups of {group}"
@@ -162,12 +170,13 @@ def micro_lines(scale: Scale, used: dict[str, Any] | None = None) -> list[str]:
     ]
     if recipe.batch.micro == "auto":
         cpu = auto_micro(whole, group, 1, pixels, None)
-        cards = ", ".join(f"{gb} GB: {auto_micro(whole, group, 1, pixels, gb * 10**9)}" for gb in GPUS)
+        cards = ", ".join(f"{gb} GB: {auto_micro(whole, group, 1, pixels, gb * 10**9, row_bytes)}" for gb in GPUS)
+        row = f"{pixels:,} pixels x {BYTES_A_PIXEL:,}" if tokens is None else f"{tokens:,} tokens x {BYTES_A_TOKEN:,}"
+        counted = "" if tokens is None else f", a token counting as {PIXELS_A_TOKEN}"
         lines += [
             f"auto, 1 process on a CPU: {cpu} (one group from {PIXELS_WORTH_SPLITTING:,} pixels a group on, else the "
-            f"largest below that; here a group has {group * pixels:,})",
-            f"auto, 1 process on a GPU of {cards} (the largest whose rows x {pixels:,} pixels x "
-            f"{BYTES_A_PIXEL:,} bytes fill less than half of it)",
+            f"largest below that; here a group has {group * pixels:,}{counted})",
+            f"auto, 1 process on a GPU of {cards} (the largest whose rows x {row} bytes fill less than half of it)",
         ]
     if used:
         share = whole // used["world"]

@@ -17,7 +17,7 @@ from restrain.data.laps import Laps
 from restrain.data.order import Plan
 from restrain.data.remote.urls import is_remote
 from restrain.data.wds.stream import LOST, StreamSource
-from restrain.insight.cost import forward_macs
+from restrain.insight.cost import input_macs
 from restrain.insight.mistakes import Mistakes
 from restrain.insight.profile import Profile
 from restrain.insight.progress import Length, Progress
@@ -33,13 +33,14 @@ from restrain.run.mirrors import Mirror, TensorBoardMirror, WandbMirror, new_run
 from restrain.run.mirrors.wandb import wandb_options
 from restrain.training import build
 from restrain.training.border import Border
-from restrain.training.classify import Classify
 from restrain.training.evaluate import evaluate
+from restrain.training.inputs import like_inputs
 from restrain.training.opening import Opening
 from restrain.training.own import Own
 from restrain.training.placement import Placement
 from restrain.training.recorder import Recorder
 from restrain.training.state import RunState
+from restrain.training.task import Task
 from restrain.training.tripwires import Tripwires
 from restrain.training.waiting import Waiting
 
@@ -71,12 +72,13 @@ class Attempt:
         evaluated = f"no evaluation set here (data.eval={show(wanted)}): nothing is evaluated"
         if data.evaluation is not None:
             evaluated = f"{int(data.evaluation.counts.sum()):,} evaluated every {recipe.evaluate.every}"
+        samples = "windows" if recipe.data.kind == "tokens" else "samples"
         accumulation = recipe.batch.global_ // world.size // where.micro
         lines = [
             f"run folder {self.folder.path}",
             f"{recipe.model.name}, join {recipe.model.join.name}, {recipe.precision} on {world.size} x "
             f"{self.device.type}, {where.threads} thread(s)",
-            f"{int(data.train.counts.sum()):,} training samples, {evaluated}",
+            f"{int(data.train.counts.sum()):,} training {samples}, {evaluated}",
             f"{total:,} steps of {recipe.batch.global_} ({world.size} process(es) x {accumulation} micro-batch(es) of "
             f"{where.micro}, groups of {recipe.batch.group})",
         ]
@@ -110,24 +112,31 @@ class Attempt:
         state.segments = [*state.segments, new]
         return build.build_plan(self.recipe, self.data, state.segments)
 
-    def progress(self, task: Classify, state: RunState, plan: Plan, total: int) -> Progress:
+    def progress(self, task: Task, state: RunState, plan: Plan, total: int) -> Progress:
         """The bar, or the lines, of this start."""
-        recipe, size = self.recipe, self.data.train_pipeline.size
-        epoch = plan.steps_per_epoch
-        length = Length(total, state.step, -(-total // epoch), epoch, recipe.batch.global_)
+        recipe, epoch = self.recipe, plan.steps_per_epoch
+        size, unit = 1, "images"
+        if recipe.data.kind == "tokens":
+            size, unit = self.data.train_pipeline.size, "tokens"
+        length = Length(total, state.step, -(-total // epoch), epoch, recipe.batch.global_ * size, unit)
         hardware = Hardware.of(self.device, self.world.size, recipe.precision)
-        throughput = Throughput(hardware, lambda: forward_macs(task.model, recipe.model.in_chans, size, size))
-        return Progress(length, self.world.rank, throughput)
+        return Progress(length, self.world.rank, Throughput(hardware, lambda: self.macs(task) // size))
+
+    def macs(self, task: Task) -> int:
+        """Multiply-adds of a forward pass of one row."""
+        side = self.data.train_pipeline.size if self.recipe.data.kind == "images" else None
+        dtype = next(task.model.parameters()).dtype
+        return input_macs(task.model, like_inputs(self.recipe, 1, dtype, side))
 
     # ------------------------------------------------------------------------------------------ parts of the run folder
 
-    def border(self, task: Classify, state: RunState, plan: Plan, total: int, progress: Progress) -> Border:
+    def border(self, task: Task, state: RunState, plan: Plan, total: int, progress: Progress) -> Border:
         return Border(
             state,
             build.build_cadence(self.recipe, plan, total, self.data.evaluation is not None),
             self.writer(),
             evaluate=self.evaluator(task, state, progress),
-            recorder=self.recorder(plan, total, state, progress) if self.world.rank == 0 else None,
+            recorder=self.recorder(task, plan, total, state, progress) if self.world.rank == 0 else None,
             lease=self.lease,
             rank=self.world.rank,
             replaced=self.bad_samples(progress),
@@ -146,7 +155,7 @@ class Attempt:
             before_commit=self.lease.check if self.lease is not None else None,
         )
 
-    def recorder(self, plan: Plan, total: int, state: RunState, progress: Progress) -> Recorder:
+    def recorder(self, task: Task, plan: Plan, total: int, state: RunState, progress: Progress) -> Recorder:
         assert self.lease is not None
         cadence = self.recipe.track.every
         return Recorder(
@@ -159,6 +168,7 @@ class Attempt:
             seconds=cadence.seconds() if cadence.is_wall_clock else None,
             pixels=self.recipe.track.pixels,
             audited=not isinstance(self.data.train, StreamSource),
+            accuracy=task.accuracy,
             callbacks=self.own.callbacks,
             waiting=Waiting(self.laps, self.where.data_threads, is_remote(getattr(self.recipe.data, "root", None))),
         )
@@ -183,7 +193,7 @@ class Attempt:
         return run_id
 
     def evaluator(
-        self, task: Classify, state: RunState, progress: Progress
+        self, task: Task, state: RunState, progress: Progress
     ) -> Callable[[Callable[[], bool]], dict[str, float]] | None:
         """``evaluate(leave)``: metrics ``eval/...`` of the EMA where there is one, else of the weights."""
         if self.data.evaluation is None:
@@ -194,8 +204,9 @@ class Attempt:
             mistakes, bad = Mistakes(self.device), []
 
             def observe(logits: torch.Tensor, batch: EvalBatch) -> None:
-                rows = (part.to(self.device) for part in (batch.labels, batch.valid, batch.index))
-                mistakes.add(logits, *rows)
+                if task.one_label:
+                    rows = (part.to(self.device) for part in (batch.labels, batch.valid, batch.index))
+                    mistakes.add(logits, *rows)
                 bad.extend(batch.bad)
 
             with state.ema.swap(task.model) if state.ema is not None else nullcontext():
@@ -211,9 +222,10 @@ class Attempt:
                     observe=observe,
                 )
             self.write_left_out(state.step, bad)
-            surest = mistakes.of_all_ranks(self.world.size)
-            if self.world.rank == 0:
-                self.folder.write_mistakes(state.step, surest)
+            if task.one_label:
+                surest = mistakes.of_all_ranks(self.world.size)
+                if self.world.rank == 0:
+                    self.folder.write_mistakes(state.step, surest)
             return {f"eval/{name}": value for name, value in found.items()}
 
         return run

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from restrain.data import augment, gpu, sets
-from restrain.data.filling import MIN_BAD, read_into
+from restrain.data.filling import MIN_BAD, Rows, read_into
 from restrain.data.images import GPU, DecodeError, decode, resolve_decoder, working_decoder
 from restrain.data.indexing import Reporter
 from restrain.data.laps import Laps
@@ -21,8 +22,11 @@ from restrain.data.mix import Mix
 from restrain.data.order import ORDER_VERSION, Order, Plan, Segment, resolve_shuffle
 from restrain.data.progressive import Sides
 from restrain.data.reader import BadSample, Source
+from restrain.data.text.loader import TokenRows
+from restrain.data.text.plain import ShiftedOrder, TextSource
 from restrain.data.wds.stages import Stage
 from restrain.errors import UserError, WorldError
+from restrain.insight.cost import weightless
 from restrain.models.build import build_model, is_foreign
 from restrain.models.foreign import Build
 from restrain.models.init import materialise
@@ -33,35 +37,50 @@ from restrain.optim.optimizers import build_optimizer
 from restrain.parallel import blocks, precision
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
-from restrain.recipe.checks import DIGITS_SIDE
 from restrain.recipe.durations import Duration
 from restrain.training.border import Cadence
 from restrain.training.classify import Classify, build_loss
+from restrain.training.inputs import image_sides, like_inputs
+from restrain.training.language import Language, MaskedTokens
+from restrain.training.micro import PIXELS_A_TOKEN
 from restrain.training.own import Own, check_rows
 from restrain.training.placement import Placement
 from restrain.training.state import RunState
+from restrain.training.task import Task
+
+NOTHING_OWN = Own()
+UNKNOWN_VOCABULARY = 256
 
 
 @dataclass(frozen=True)
 class Data:
-    """The data of a run: the sets, how an image is made from a sample, and what identifies them."""
+    """The data of a run: the sets, how a row is made from a sample, and what identifies them."""
 
     train: Source
     evaluation: Source | None
-    train_pipeline: augment.Pipeline
-    eval_pipeline: augment.Pipeline
+    train_pipeline: Rows
+    eval_pipeline: Rows
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     @property
     def pixels(self) -> int:
-        """Height x width of a training image, the largest of the run."""
-        return self.train_pipeline.size**2
+        """Height x width of a training image, the largest of the run; of tokens what is as much work."""
+        side = self.train_pipeline.size
+        return side**2 if len(self.train_pipeline.shape) == 3 else side * PIXELS_A_TOKEN
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a training sample as it is handed over: channels, height, width of an image; tokens of a window."""
+        *size, last = self.train_pipeline.shape
+        return (last, *size)
 
 
 def open_data(recipe: Recipe, reporter: Reporter | None = None, stages: Sequence[Stage] = ()) -> Data:
     """Open the sets of a recipe, indexing them first where they have no index; ``reporter`` tells of it. stages: a
     script's own."""
+    if recipe.data.kind == "tokens":
+        return _open_tokens(recipe, reporter)
     classes = recipe.model.classes
     train = sets.open_source(recipe.data, "train", classes=classes, reporter=reporter, stages=stages)
     assert train is not None
@@ -103,23 +122,65 @@ def open_data(recipe: Recipe, reporter: Reporter | None = None, stages: Sequence
     return data
 
 
+def _open_tokens(recipe: Recipe, reporter: Reporter | None) -> Data:
+    train = sets.open_source(recipe.data, "train", reporter=reporter)
+    assert train is not None
+    evaluation = sets.open_source(recipe.data, "eval", reporter=reporter)
+    needed, classes = outputs_needed(recipe, train), recipe.model.classes
+    if isinstance(classes, int) and classes < needed:
+        mask = " and one that masks" if recipe.objective.name == "masked_token" else ""
+        raise UserError(
+            f"model.classes={classes}, but the data of data.name={recipe.data.name} have {needed} tokens{mask}: the "
+            f"model has no place for the last ones. Set model.classes=auto, or a number from {needed} on."
+        )
+    rows = TokenRows(recipe.data.context, False)
+    return Data(train, evaluation, rows, rows, (), ())
+
+
+def outputs_needed(recipe: Recipe, train: Source) -> int:
+    """The tokens that a language model must know: the vocabulary of its data, and the one that masks others."""
+    vocabulary: int = train.vocabulary  # type: ignore[attr-defined]
+    return vocabulary + (recipe.objective.name == "masked_token")
+
+
+def described_tokenizer(data: Data) -> dict[str, str]:
+    """What the tokens of a set mean, for run.json."""
+    return data.train.describe_tokenizer()  # type: ignore[attr-defined]
+
+
+def with_classes(recipe: Recipe, data: Data | None) -> Recipe:
+    """The recipe with ``model.classes: auto`` settled; where the data are not there, as if they had 256 tokens."""
+    if isinstance(recipe.model.classes, int):
+        return recipe
+    found = outputs_needed(recipe, data.train) if data is not None else UNKNOWN_VOCABULARY
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"classes": found})})
+
+
 def use_decoder(data: Data, recipe: Recipe) -> str:
     """Let both pipelines decode by ``data.decode``, once that is known; returns its name and version.
 
     Raises UserError where that decoder does not work here: a run keeps to one.
     """
-    if recipe.data.name == "digits":
+    if not _decodes(recipe):
         return ""
     name, version = resolve_decoder(recipe.data.decode)
+    train, evaluation = data.train_pipeline, data.eval_pipeline
+    assert isinstance(train, augment.Pipeline)
+    assert isinstance(evaluation, augment.Pipeline)
     if name == GPU:
-        gpu.check(data.train_pipeline)
-        data.train_pipeline.decoder = data.eval_pipeline.decoder = working_decoder(name)
+        gpu.check(train)
+        train.decoder = evaluation.decoder = working_decoder(name)
     else:
-        data.train_pipeline.decoder = data.eval_pipeline.decoder = name
+        train.decoder = evaluation.decoder = name
     return f"{name} {version}"
 
 
-def _try(source: Source, pipeline: augment.Pipeline) -> None:
+def _decodes(recipe: Recipe) -> bool:
+    """Whether the set is of image files: the digits are arrays, and tokens no images."""
+    return recipe.data.kind == "images" and recipe.data.name != "digits"
+
+
+def _try(source: Source, pipeline: Rows) -> None:
     """Make one image, so that sizes that do not fit are told before a run begins and not after its first epoch."""
     with suppress(BadSample):  # there is a budget for these
         read_into(source, pipeline, 0, 0, 0, np.empty(pipeline.shape, np.uint8))
@@ -149,20 +210,21 @@ def resolved_autos(recipe: Recipe, data: Data, device: torch.device) -> dict[str
     samples = int(data.train.counts.sum())
     lanes, window = resolve_shuffle(samples, recipe.data.lanes, recipe.data.window)
     found = {"precision": precision.resolve(recipe.precision, device), "data.lanes": lanes, "data.window": window}
-    if recipe.data.name != "digits":  # which are arrays, not files
+    if _decodes(recipe):
         found["data.decode"] = resolve_decoder(recipe.data.decode)[0]
+    if recipe.data.kind == "tokens":
+        found["model.classes"] = outputs_needed(recipe, data.train)
     return found
 
 
 def identity(name: str, recipe: Recipe, data: Data) -> dict[str, Any]:
     """What identifies a run's data, for its lock: a changed byte of a shard is another run."""
-    embedded = recipe.data.name == "digits"
     return {
         "recipe": name,
         "order_version": ORDER_VERSION,
         "samples": int(data.train.counts.sum()),
         "fingerprint": data.train.fingerprint,
-        "decoder": None if embedded else " ".join(resolve_decoder(recipe.data.decode)),
+        "decoder": " ".join(resolve_decoder(recipe.data.decode)) if _decodes(recipe) else None,
     }
 
 
@@ -187,16 +249,6 @@ def step_of(duration: Duration, plan: Plan, total: int | None) -> int:
     return duration.steps(plan.steps_per_epoch, total)
 
 
-def image_sides(recipe: Recipe) -> tuple[int, ...]:
-    """Sides in pixels of the images that a run shows its network: that of training first, then what else there is."""
-    sizes = recipe.resolution
-    train = sizes.train or DIGITS_SIDE  # the digits alone may leave it out
-    found = [train, sizes.eval or train]
-    if sizes.schedule is not None:
-        found += range(sizes.schedule.first, train, sizes.schedule.multiple)
-    return tuple(dict.fromkeys(found))
-
-
 def build_model_on(recipe: Recipe, device: torch.device, seed: int, own: Build | None = None) -> nn.Module:
     """The recipe's model on its device: built without memory, then filled by keyed initialisation.
 
@@ -217,18 +269,43 @@ def build_model_on(recipe: Recipe, device: torch.device, seed: int, own: Build |
 
 
 def check_model(recipe: Recipe, own: Build | None = None) -> None:
-    """Raises UserError for a model that cannot be built or trained, before a run folder is made for it."""
+    """Raises UserError for a model that cannot be built, or trained on what the data are, before a run folder is made
+    for it."""
     with torch.device("meta"):
-        build_model(recipe.model.model_dump(), recipe.seed, image_sides(recipe), own)
+        model = build_model(recipe.model.model_dump(), recipe.seed, image_sides(recipe), own)
+    if recipe.data.kind == "tokens":
+        check_speaks(recipe, model)
+
+
+def check_speaks(recipe: Recipe, model: nn.Module) -> None:
+    """Raises UserError where a model, on the meta device, does not take the tokens and say one for each."""
+    tokens = like_inputs(recipe, 1, torch.float32)
+    try:
+        with torch.no_grad():
+            found = tuple(weightless(model).eval()(tokens).shape)
+    except UserError:
+        raise
+    except Exception as error:  # anything may happen in a model that is for something else
+        raise UserError(
+            f"model.name={recipe.model.name} does not read windows of {tokens.shape[1]} tokens: "
+            f"{' '.join(str(error).split())[:200].rstrip('.')}. Name a language model, such as gpt."
+        ) from error
+    if found != (wanted := (*tokens.shape, recipe.model.classes)):
+        raise UserError(
+            f"model.name={recipe.model.name} gives {list(found)} for tokens {list(tokens.shape)}, and a language model "
+            f"gives logits {list(wanted)}. Name a language model, such as gpt."
+        )
 
 
 def check_task(recipe: Recipe, data: Data, own: Own) -> None:
     """Raises UserError for a task that is not ours and cannot be trained, before a run folder is made for it."""
-    if recipe.task != "classify":
-        check_rows(build_task(recipe, data, torch.device("cpu"), own), recipe)
+    if recipe.task not in OWN_TASKS:
+        task = build_task(recipe, data, torch.device("cpu"), own)
+        assert isinstance(task, Classify)
+        check_rows(task, recipe)
 
 
-def build_task(recipe: Recipe, data: Data, device: torch.device, own: Own | None = None) -> Classify:
+def build_task(recipe: Recipe, data: Data, device: torch.device, own: Own | None = None) -> Task:
     """Model, loss and normalisation, with frozen parts, recomputation and compilation applied in that order."""
     own = own or Own()
     model = build_model_on(recipe, device, recipe.seed, own.model)
@@ -236,11 +313,29 @@ def build_task(recipe: Recipe, data: Data, device: torch.device, own: Own | None
         blocks.apply_remat(model)
     if recipe.parallel.compile == "block":
         blocks.apply_compile(model)
-    make = own.make_task(recipe)
-    return make(model, build_loss(recipe.loss), data.mean, data.std).to(device)
+    make = OWN_TASKS.get(recipe.task) or partial(_classify, own=own)
+    return make(recipe, model, data).to(device)
 
 
-def build_state(recipe: Recipe, task: Classify, plan: Plan, total: int, device: torch.device) -> RunState:
+def _classify(recipe: Recipe, model: nn.Module, data: Data, own: Own = NOTHING_OWN) -> Task:
+    task = own.make_task(recipe)(model, build_loss(recipe.loss), data.mean, data.std)
+    task.classes = recipe.model.classes
+    return task
+
+
+def _language(recipe: Recipe, model: nn.Module, data: Data) -> Task:
+    objective, masked = recipe.objective, None
+    if objective.name == "masked_token":
+        # The last output is the mask's own: a larger model.classes leaves tokens between that nobody uses.
+        masked = MaskedTokens(outputs_needed(recipe, data.train) - 1, objective.rate)
+    return Language(model, recipe.loss.smoothing, masked, recipe.seed)
+
+
+# Another task of ours is a line here. That of a script or a package is a Classify.
+OWN_TASKS: dict[str, Callable[[Recipe, nn.Module, Data], Task]] = {"classify": _classify, "language": _language}
+
+
+def build_state(recipe: Recipe, task: Task, plan: Plan, total: int, device: torch.device) -> RunState:
     """Optimizer, EMA and scaler around a model, at step 0."""
     optimizer = build_optimizer(recipe.optimizer, task.model, batch_global=recipe.batch.global_)
     ema = None
@@ -291,7 +386,7 @@ def build_cadence(recipe: Recipe, plan: Plan, total: int, has_evaluation: bool) 
         save=every(clock, plan, total),
         save_seconds=clock.seconds() if clock.is_wall_clock else None,
         best=recipe.checkpoint.best if has_evaluation else None,
-        better="lower" if recipe.checkpoint.best == "eval/loss" else "higher",
+        better="lower" if recipe.checkpoint.best in ("eval/loss", "eval/perplexity") else "higher",
         max_bad=recipe.data.max_bad,
         seen=plan.seen,
     )
@@ -300,7 +395,10 @@ def build_cadence(recipe: Recipe, plan: Plan, total: int, has_evaluation: bool) 
 def build_order(recipe: Recipe, data: Data) -> Order:
     """Which sample stands at which position of each epoch."""
     lanes, window = resolve_shuffle(int(data.train.counts.sum()), recipe.data.lanes, recipe.data.window)
-    return Order(data.train.counts, recipe.seed, lanes, window, recipe.data.shuffle, recipe.data.repeats)
+    settings = data.train.counts, recipe.seed, lanes, window, recipe.data.shuffle, recipe.data.repeats
+    if isinstance(data.train, TextSource):
+        return ShiftedOrder(data.train.context, *settings)
+    return Order(*settings)
 
 
 def build_sides(recipe: Recipe, plan: Plan, total: int) -> Sides | None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from restrain.data import mix
+from restrain.training.task import Example, Task, hits
+
+TOP5_ABOVE = 10  # classes; with fewer, five guesses say little
 
 
 class CrossEntropy:
@@ -50,12 +54,12 @@ def build_loss(section: Any) -> CrossEntropy | BinaryCrossEntropy:
     return CrossEntropy(section.smoothing)
 
 
-class Classify(L.LightningModule):
+class Classify(Task):
     """A classifier: ``model`` maps images [B, C, H, W] to logits [B, K].
 
     A plain Lightning module with automatic optimisation: it trains, validates, logs and checkpoints under any
     ``lightning.Trainer`` with any loader of ``(images, labels)``. Under ``restrain train`` the step of
-    :class:`restrain.training.step.Run` holds it and uses :meth:`rows` alone.
+    :class:`restrain.training.step.Run` holds it.
 
     Args:
         model: the network.
@@ -78,6 +82,7 @@ class Classify(L.LightningModule):
     ):
         super().__init__()
         self.model = model
+        self.classes = -1  # of labels that are mixed; one_hot then takes the largest that it sees
         self.loss = loss or CrossEntropy()
         self.make_optimizer = optimizer
         # One multiplication and one addition an image: (x / 255 - mean) / std = x * scale + shift.
@@ -99,6 +104,40 @@ class Classify(L.LightningModule):
     def rows(self, logits_BK: Tensor, target: Tensor) -> Tensor:
         """The loss of each row, [B], in fp32 or wider whatever the precision of the logits."""
         return self.loss(logits_BK if logits_BK.dtype == torch.float64 else logits_BK.float(), target)
+
+    # ---------------------------------------------------------------------------------------------- of a run's step
+
+    def example(
+        self, samples: Tensor, labels: Tensor, mixed: mix.MixDraw | None = None, step: int = 0, first: int = 0
+    ) -> Example:
+        inputs = self.normalise(samples)
+        if mixed is None:
+            return Example(inputs, labels, labels)
+        soft = F.one_hot(labels, self.classes).to(inputs.dtype)
+        return Example(*mix.apply(inputs, soft, mixed), labels)
+
+    def question(self, samples: Tensor, labels: Tensor, index: Tensor | None = None) -> Example:
+        return Example(self.normalise(samples), labels, labels)
+
+    def correct(self, outputs: Tensor, answer: Tensor) -> Tensor:
+        return (outputs.argmax(-1) == answer).sum()
+
+    def sums(self, outputs: Tensor, asked: Example, valid: Tensor) -> Tensor:
+        # where, not a product: a padded row may hold anything, and 0 x NaN is NaN
+        loss = torch.where(valid, self.rows(outputs, asked.target).double(), 0.0).sum()
+        best, among = hits(outputs, asked.answer, 5 if outputs.shape[-1] > TOP5_ABOVE else 1)
+        count = valid.sum().double()
+        return torch.stack([loss, (best & valid).sum().double(), (among & valid).sum().double(), count, count])
+
+    def metrics(self, sums: Sequence[float], width: int) -> dict[str, float]:
+        """``loss``, ``top1`` and, above ten classes, ``top5`` (percent) and ``count``."""
+        loss, top1, top5, count, _ = sums
+        found = {"loss": loss / count, "top1": 100.0 * top1 / count, "count": int(count)}
+        return found | ({"top5": 100.0 * top5 / count} if width > TOP5_ABOVE else {})
+
+    def blank(self, rows: int, shape: Sequence[int], device: torch.device) -> Tensor:
+        images = torch.zeros(rows, *shape, dtype=torch.uint8, device=device)
+        return self.normalise(images.contiguous(memory_format=torch.channels_last))
 
     # ------------------------------------------------------------------------------- under a plain lightning.Trainer
 

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import torch
 
-from restrain.data.mix import apply
 from restrain.errors import WorldError
 from restrain.models import named_joins, set_factors
 from restrain.parallel import precision
@@ -18,6 +17,13 @@ from restrain.recipe import Recipe
 from restrain.training import build, opening, placement
 
 ROWS_ON_A_CPU = 8  # of the batches of large networks a CPU computes a few images a second
+
+
+class _Unknown:
+    """A set that is not there: its vocabulary is what the model has."""
+
+    def __init__(self, recipe: Recipe):
+        self.vocabulary = recipe.model.classes - (recipe.objective.name == "masked_token")
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,8 @@ def dry_run(recipe: Recipe, data: build.Data | None, micro: int) -> DryRun:
     # The real order, augmentation, mixing and loader, of a step that is this one micro-batch.
     small = opening.settle(recipe, {"batch.global_": rows, "batch.group": group, "batch.micro": rows})
     small = opening.settle(small, {"data.repeats": 1, "precision": precision.resolve(recipe.precision, device)})
-    source = data or SimpleNamespace(mean=recipe.data.mean, std=recipe.data.std)
-    images, labels, mix = _batch(small, data, device, rows)
+    source = data or SimpleNamespace(mean=recipe.data.mean, std=recipe.data.std, train=_Unknown(recipe))
+    samples, labels, mix = _batch(small, data, device, rows)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     task = build.build_task(small, source, device).train()  # pyright: ignore[reportArgumentType]
@@ -57,11 +63,9 @@ def dry_run(recipe: Recipe, data: build.Data | None, micro: int) -> DryRun:
         set_factors(task.model, torch.ones(len(joins), rows, device=device))
     began = time.perf_counter()
     with precision.autocast(small.precision, device):
-        inputs, target = task.normalise(images), labels
-        if mix is not None:
-            inputs, target = apply(inputs, torch.nn.functional.one_hot(labels, recipe.model.classes).float(), mix)
-        logits = task.model(inputs)
-    loss = task.rows(logits, target).mean()
+        example = task.example(samples, labels, mix, 0, 0)
+        outputs = task.model(example.inputs)
+    loss = task.rows(outputs, example.target).mean()
     loss.backward()
     norms = [p.grad.norm() for p in task.model.parameters() if p.grad is not None]
     found = DryRun(
@@ -75,15 +79,19 @@ def dry_run(recipe: Recipe, data: build.Data | None, micro: int) -> DryRun:
         torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     )
     if not (math.isfinite(found.loss) and math.isfinite(found.norm)):
+        look = "data.mean and data.std, at " if recipe.data.kind == "images" else ""
         raise WorldError(
             f"The dry run gave a loss of {found.loss} and a gradient of norm {found.norm}, which are not finite. Look "
-            f"at data.mean and data.std, at the weights it begins from, and try precision=fp32."
+            f"at {look}the weights it begins from, and try precision=fp32."
         )
     return found
 
 
 def _batch(recipe: Recipe, data: build.Data | None, device: torch.device, rows: int) -> tuple:
-    """(images uint8 [B, C, H, W], labels int64 [B], how they are mixed or None) on the device."""
+    """(images uint8 [B, C, H, W] or windows int64 [B, T + 1], labels, how they are mixed or None) on the device."""
+    if data is None and recipe.data.kind == "tokens":
+        places = torch.arange(rows * (recipe.data.context + 1), device=device).view(rows, -1)
+        return places % recipe.model.classes, places[:, :0], None
     if data is None:
         side = build.image_sides(recipe)[0]
         size = (rows, recipe.model.in_chans, side, side)

@@ -18,22 +18,22 @@ from restrain.parallel.world import World
 from restrain.recipe import Recipe, load
 from restrain.run import checkpoint, lockfile
 from restrain.training import build, opening, placement, start_weights
-from restrain.training.classify import Classify
 from restrain.training.evaluate import evaluate
 from restrain.training.loaded import locate
+from restrain.training.task import Task
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """``source``: what was evaluated; ``weights``: which ones of it; ``what``: on which data; ``notices``: checkpoints
-    that were passed over; ``classes``: their names, or numbers."""
+    that were passed over; ``confusion``: None where a row has not one label; ``classes``: their names, or numbers."""
 
     source: str
     weights: str
     what: str
     metrics: dict[str, float]
     notices: list[str]
-    confusion: Confusion
+    confusion: Confusion | None
     classes: list[str]
 
 
@@ -91,24 +91,26 @@ def _opened(recipe: Recipe, what: str, lock: Path | None) -> tuple[Recipe, build
 
 
 def _evaluated(
-    recipe: Recipe, data: build.Data, device: torch.device, task: Classify, what: tuple[str, str, list[str]]
+    recipe: Recipe, data: build.Data, device: torch.device, task: Task, what: tuple[str, str, list[str]]
 ) -> Evaluation:
     assert data.evaluation is not None
     where = placement.place(recipe, World(), device, data.pixels)
     torch.set_num_threads(where.threads)
     loader = build.build_eval_loader(recipe, data, World(), where)
-    confusion = Confusion(recipe.model.classes)
+    confusion = Confusion(recipe.model.classes) if task.one_label else None
     number_format, flip = recipe.precision, recipe.evaluate.flip
 
     def observe(logits: Tensor, batch: EvalBatch) -> None:
-        confusion.add(logits.cpu(), batch.labels, batch.valid)
+        if confusion is not None:
+            confusion.add(logits.cpu(), batch.labels, batch.valid)
 
     found = evaluate(task, loader, device=device, number_format=number_format, flip=flip, observe=observe)
     source, weights, notices = what
+    rows = "samples" if task.one_label else "windows"
     return Evaluation(
         source,
         weights,
-        f"{int(data.evaluation.counts.sum()):,} samples of data.name={recipe.data.name}",
+        f"{int(data.evaluation.counts.sum()):,} {rows} of data.name={recipe.data.name}",
         {f"eval/{name}": value for name, value in found.items()},
         notices,
         confusion,

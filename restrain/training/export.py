@@ -63,7 +63,10 @@ def export(path: Path, to: str, out: Path | None, weights: str = "auto", unfinis
     if target.is_dir() or not target.parent.is_dir():
         raise UserError(f"-o {target}: name a file in a folder that exists, such as model{ending}.")
     model = loaded.model.float()
-    side = image_sides(loaded.recipe)[0] if loaded.recipe.resolution.eval is None else loaded.recipe.resolution.eval
+    if loaded.recipe.data.kind == "tokens" and to == "timm":
+        raise UserError("timm has no language models. Export it with --to safetensors, onnx or torch.export.")
+    sides = image_sides(loaded.recipe)
+    side = loaded.recipe.resolution.eval or (sides[0] if sides else 0)
     images = inputs(loaded.recipe, side)
     with torch.no_grad():
         wanted = model(images)
@@ -82,7 +85,11 @@ def export(path: Path, to: str, out: Path | None, weights: str = "auto", unfinis
 
 
 def inputs(recipe: Recipe, side: int) -> Tensor:
-    """Normal noise from a key, float32 [ROWS, C, side, side]: what a normalised image is like."""
+    """Normal noise from a key, float32 [ROWS, C, side, side], what a normalised image is like; or tokens from a key,
+    int64 [ROWS, T]."""
+    if recipe.data.kind == "tokens":
+        keys = draws.mix(recipe.seed, np.arange(ROWS * recipe.data.context).reshape(ROWS, -1))
+        return torch.from_numpy(draws.integers(keys, recipe.model.classes))
     shape = (ROWS, recipe.model.in_chans, side, side)
     keys = draws.mix(recipe.seed, np.arange(int(np.prod(shape))).reshape(shape))
     return torch.from_numpy(draws.normal(keys)).float()
@@ -94,10 +101,7 @@ def described(loaded: Loaded, to: str, side: int, difference: float) -> dict[str
     return {
         "format": to,
         "architecture": recipe.model.name,
-        "classes": class_names(recipe) or recipe.model.classes,
-        "input": {"layout": "NCHW", "dtype": "float32", "shape": ["batch", recipe.model.in_chans, side, side]},
-        "output": f"logits of {recipe.model.classes} classes",
-        "preprocessing": preprocessing(recipe, side),
+        **(_of_text(loaded) if recipe.data.kind == "tokens" else _of_images(recipe, side)),
         "weights": loaded.weights,
         "provenance": {
             "restrain": __version__,
@@ -110,6 +114,25 @@ def described(loaded: Loaded, to: str, side: int, difference: float) -> dict[str
             "metrics": info.get("metrics"),
         },
         "verified": {"inputs": ROWS, "largest_difference": difference},
+    }
+
+
+def _of_images(recipe: Recipe, side: int) -> dict[str, Any]:
+    return {
+        "classes": class_names(recipe) or recipe.model.classes,
+        "input": {"layout": "NCHW", "dtype": "float32", "shape": ["batch", recipe.model.in_chans, side, side]},
+        "output": f"logits of {recipe.model.classes} classes",
+        "preprocessing": preprocessing(recipe, side),
+    }
+
+
+def _of_text(loaded: Loaded) -> dict[str, Any]:
+    recipe = loaded.recipe
+    return {
+        "classes": recipe.model.classes,
+        "input": {"dtype": "int64", "shape": ["batch", recipe.data.context]},
+        "output": f"logits of {recipe.model.classes} tokens at each place",
+        "preprocessing": {"tokenizer": loaded.info.get("tokenizer")},
     }
 
 
@@ -175,7 +198,7 @@ def _onnx(loaded: Loaded, images: Tensor, target: Path) -> Compute:
             loaded.model,
             (images,),
             dynamo=True,
-            input_names=["images"],
+            input_names=["images" if images.is_floating_point() else "tokens"],
             output_names=["logits"],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             external_data=False,
@@ -186,7 +209,10 @@ def _onnx(loaded: Loaded, images: Tensor, target: Path) -> Compute:
     session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
 
     def compute(x: Tensor) -> Tensor:
-        parts = [np.asarray(session.run(["logits"], {"images": part.numpy()})[0]) for part in (x[:3], x[3:])]
+        parts = [
+            np.asarray(session.run(["logits"], {session.get_inputs()[0].name: part.numpy()})[0])
+            for part in (x[:3], x[3:])
+        ]
         return torch.from_numpy(np.concatenate(parts))
 
     return compute

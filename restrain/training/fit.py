@@ -122,6 +122,7 @@ def _settle(
     """What each ``auto`` becomes, and the placement. On rank 0, so that all ranks have the same, and one tells what
     cannot be."""
     autos = opening.autos(recipe, build.resolved_autos(recipe, data, device), folder.lock_file)
+    recipe = opening.settle(recipe, {key: value for key, value in autos.items() if key == "model.classes"})
     forks.check_start(recipe, int(data.train.counts.sum()), fork, own.model)
     start_weights.check(recipe, folder, fork, build.image_sides(recipe), own.model)
     build.check_model(recipe, own.model)
@@ -139,6 +140,8 @@ def _open(
     identity |= own.identity(recipe)
     opened = opening.open_run(folder, recipe, identity, allow=allow, fork=fork, own=own.model)
     folder.update_info({"recipe": resolved.name, "changes": _changes(folder, resolved, opened)})
+    if recipe.data.kind == "tokens":  # so that the run alone can say what its tokens are
+        folder.update_info({"tokenizer": build.described_tokenizer(data)})
     if taken:
         opened.notices.insert(0, taken)
     return vars(opened)
@@ -194,8 +197,7 @@ def _train(attempt: Attempt, say: Callable[[str], None]) -> Result:
     settings = StepSettings(
         seed=recipe.seed,
         micro=attempt.where.micro,
-        classes=recipe.model.classes,
-        shape=(recipe.model.in_chans, attempt.data.train_pipeline.size, attempt.data.train_pipeline.size),
+        shape=attempt.data.shape,
         precision=recipe.precision,
         factor=build.build_factor(recipe, plan, total),
         clip=recipe.clip,

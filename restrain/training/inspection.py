@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from restrain.data.order import allowed_micro, allowed_worlds
-from restrain.insight.cost import forward_macs
+from restrain.insight.cost import forward_macs, input_macs
 from restrain.models import named_joins, residual_blocks
 from restrain.models.build import build_model
 from restrain.optim.groups import parameter_groups
@@ -17,6 +17,7 @@ from restrain.recipe import Recipe
 from restrain.recipe.checks import listed
 from restrain.training import arithmetic, build
 from restrain.training.arithmetic import Scale
+from restrain.training.inputs import like_inputs, said
 from restrain.training.memory import Memory
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -33,15 +34,19 @@ def model_without_memory(recipe: Recipe) -> nn.Module:
 
 def model_lines(recipe: Recipe, model: nn.Module) -> list[str]:
     """Name, parameters and what a forward pass costs."""
-    side, channels = build.image_sides(recipe)[0], recipe.model.in_chans
     parameters = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = "all trainable" if trainable == parameters else f"{trainable:,} trainable (model.freeze)"
-    macs = forward_macs(model, channels, side, side)
+    if recipe.data.kind == "images":
+        side = build.image_sides(recipe)[0]
+        macs = forward_macs(model, recipe.model.in_chans, side, side)
+    else:
+        build.check_speaks(recipe, model)
+        macs = input_macs(model, like_inputs(recipe, 1, torch.float32))
     return [
-        f"{recipe.model.name}, {recipe.model.classes:,} classes",
+        f"{recipe.model.name}, {recipe.model.classes:,} {'classes' if recipe.data.kind == 'images' else 'outputs'}",
         f"{parameters:,} parameters, {frozen}",
-        f"{_scaled(macs)} multiply-adds an image of {channels} x {side} x {side}",
+        f"{_scaled(macs)} multiply-adds {said(recipe)}",
         *getattr(model, "notices", ()),
     ]
 
@@ -167,6 +172,12 @@ def size(amount: int) -> str:
 def data_lines(data: build.Data) -> list[str]:
     """What the data root holds."""
     train, evaluation = data.train, data.evaluation
+    if (vocabulary := getattr(train, "vocabulary", None)) is not None:
+        windows, context = int(train.counts.sum()), train.context  # type: ignore[attr-defined]
+        held = "nothing to evaluate on"
+        if evaluation is not None:
+            held = f"{int(evaluation.counts.sum()):,} windows to evaluate"
+        return [f"{windows:,} training windows of {context} tokens, a vocabulary of {vocabulary:,}", held]
     classes = f", {len(train.classes):,} classes" if train.classes else ""
     lines = [
         f"{int(train.counts.sum()):,} training samples in {len(train.counts):,} "

@@ -16,6 +16,7 @@ from restrain.insight.grid import Tile
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.training import build
+from restrain.training.inputs import refuse_text
 from restrain.training.placement import Placement
 
 SHOWN_SHARE = 0.005  # of a mixed label; less is not worth words
@@ -36,6 +37,7 @@ def look(recipe: Recipe, count: int, step: int = 0) -> Look:
 
     Raises UserError for a step that the run does not have, and what opening the data raises.
     """
+    refuse_text(recipe, "look", "restrain check shows sizes and vocabulary; the text itself is in data.root.")
     data = build.open_data(recipe)
     plan = build.build_plan(recipe, data, [])
     total = build.total_steps(recipe, plan)

@@ -14,6 +14,7 @@ from restrain.models import named_joins, set_factors, set_group
 from restrain.optim.optimizers import build_optimizer
 from restrain.parallel import blocks
 from restrain.recipe import Recipe
+from restrain.training.inputs import like_inputs
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.ema + self.activations
 
 
-def memory_of(recipe: Recipe, model: nn.Module, side: int, micro: int, number_format: str) -> Memory:
-    """Memory for micro-batches of ``micro`` images of ``side`` pixels; ``model`` may be on the meta device.
+def memory_of(recipe: Recipe, model: nn.Module, side: int | None, micro: int, number_format: str) -> Memory:
+    """Memory for micro-batches of ``micro`` images of ``side`` pixels, or windows of tokens; ``model`` may be on the
+    meta device.
 
     number_format: ``precision`` with auto resolved. Under bf16 and fp16 activations count two bytes an element, though
     autocast leaves a few operations in fp32.
@@ -49,7 +51,7 @@ def memory_of(recipe: Recipe, model: nn.Module, side: int, micro: int, number_fo
     )
 
 
-def _activations(recipe: Recipe, model: nn.Module, side: int, micro: int, number_format: str) -> int:
+def _activations(recipe: Recipe, model: nn.Module, side: int | None, micro: int, number_format: str) -> int:
     dtype = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}[number_format]
     twin = weightless(model).to(dtype).train()
     set_group(twin, recipe.batch.group)
@@ -57,11 +59,12 @@ def _activations(recipe: Recipe, model: nn.Module, side: int, micro: int, number
         set_factors(twin, torch.ones(len(drops), micro, device="meta"))
     if recipe.parallel.remat == "block":
         blocks.apply_remat(twin)
-    images = torch.empty(micro, recipe.model.in_chans, side, side, dtype=dtype, device="meta")
+    inputs = like_inputs(recipe, micro, dtype, side)
     # Images arrive as bytes and are normalised into floats, which the first convolution keeps; autocast casts matrices
     # and kernels once a micro-batch, and keeps the casts.
     casts = 0 if number_format in ("fp32", "fp64") else sum(2 * p.numel() for p in model.parameters() if p.ndim > 1)
-    return saved_bytes(twin, images) + images.numel() * (1 + images.element_size()) + casts
+    stored = 1 if inputs.is_floating_point() else 0  # bytes an element beside the inputs themselves
+    return saved_bytes(twin, inputs) + inputs.numel() * (stored + inputs.element_size()) + casts
 
 
 def optimizer_bytes(section: Any, model: nn.Module) -> int:

@@ -12,7 +12,7 @@ from restrain.data.order import check_micro
 from restrain.errors import UserError
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
-from restrain.training.micro import auto_micro
+from restrain.training.micro import BYTES_A_TOKEN, auto_micro
 
 # Below this many pixels a micro-batch, the threads of an operation cost more than they give (digits: 4,096 pixels,
 # 1.0 s on one thread against 2.5 s and more on two; CIFAR-10 at 128: 131,072 pixels gains from two).
@@ -50,7 +50,7 @@ def device_of(recipe: Recipe, world: World) -> torch.device:
 
 
 def place(recipe: Recipe, world: World, device: torch.device, pixels: int) -> Placement:
-    """Resolve micro-batch and threads. ``pixels``: height x width of a training image.
+    """Resolve micro-batch and threads. ``pixels``: height x width of a training image (``Data.pixels``).
 
     Raises UserError, naming the sizes that work, for a micro-batch that cannot be.
     """
@@ -58,7 +58,8 @@ def place(recipe: Recipe, world: World, device: torch.device, pixels: int) -> Pl
     if recipe.batch.micro == "auto":
         # The card's whole memory, not what is free just now: the same on every rank and after every restart.
         memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
-        micro = auto_micro(batch, group, world.size, pixels, memory)
+        row_bytes = recipe.data.context * BYTES_A_TOKEN if recipe.data.kind == "tokens" else None
+        micro = auto_micro(batch, group, world.size, pixels, memory, row_bytes)
     else:
         micro = recipe.batch.micro
         check_micro(batch, group, world.size, micro)

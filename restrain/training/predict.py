@@ -18,6 +18,7 @@ from restrain.data.indexing import IMAGES
 from restrain.errors import UserError
 from restrain.training.build import image_sides
 from restrain.training.classify import Classify
+from restrain.training.inputs import refuse_text
 from restrain.training.loaded import Loaded
 from restrain.training.preprocessing import class_names, eval_pipeline
 
@@ -45,6 +46,7 @@ def predict(loaded: Loaded, paths: Sequence[Path], top: int) -> Iterator[Predict
     Raises UserError for a path that is not there, or ``top`` beyond the classes.
     """
     recipe = loaded.recipe
+    refuse_text(recipe, "predict", f"Use restrain sample {loaded.located.run} --prompt TEXT.")
     if top > recipe.model.classes:
         raise UserError(f"--top {top}: the network has {recipe.model.classes} classes.")
     side = recipe.resolution.eval or image_sides(recipe)[0]

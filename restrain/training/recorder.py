@@ -28,7 +28,7 @@ class Recorder:
         plan: for the number of samples of a step.
         every, seconds: step -> whether the journal has a line for it; or a line every so many seconds.
         pixels: whether the ledger carries the pixel hash. audited: whether anybody can
-            say what its hashes are to be.
+            say what its hashes are to be. accuracy: whether the task has any.
         callbacks: told of each step. waiting: says when the data are waited for.
     """
 
@@ -44,12 +44,13 @@ class Recorder:
         seconds: float | None = None,
         pixels: bool = False,
         audited: bool = True,
+        accuracy: bool = True,
         callbacks: Sequence[Any] = (),
         waiting: Waiting | None = None,
     ):
         self.journal, self.ledger_file, self.progress, self.mirrors = journal, ledger_file, progress, mirrors
         self.plan, self.every, self.seconds, self.pixels = plan, every, seconds, pixels
-        self.audited = audited
+        self.audited, self.accuracy = audited, accuracy
         self.callbacks, self.waiting = callbacks, waiting
         self.skipped = 0
         self.last = self.last_line = time.perf_counter()
@@ -75,10 +76,11 @@ class Recorder:
             )
         if self.waiting is not None and (told := self.waiting.step(seconds, r.wait)) is not None:
             self.progress.notice(f"step {r.step}: {told}")
-        self.progress.update(step=r.step, epoch=r.epoch, loss=loss, accuracy=top1, wait=wait)
+        self.progress.update(step=r.step, epoch=r.epoch, loss=loss, accuracy=top1 if self.accuracy else None, wait=wait)
+        right = f'"train/top1": {number(top1)}, ' if self.accuracy else ""
         return (
             f'{{"step": {r.step}, "epoch": {r.epoch}, "samples": {self.plan.seen(r.step)}, "wall": {time.time():.3f}, '
-            f'"train/loss": {number(loss)}, "train/top1": {number(top1)}, "train/lr": {number(r.lr)}, '
+            f'"train/loss": {number(loss)}, {right}"train/lr": {number(r.lr)}, '
             f'"train/grad_norm": {number(r.grad_norm)}, "train/samples_per_s": {rate:.1f}, '
             f'"train/data_wait": {wait:.4f}}}'
         )

@@ -179,9 +179,11 @@ def _samples(recipes: Sequence[Recipe]) -> list[Gallery]:
     """A gallery for each way in which samples are made; runs that share it share the pictures."""
     alike: dict[tuple, list[int]] = {}
     for n, recipe in enumerate(recipes):
+        if recipe.data.kind != "images":
+            continue
         key = tuple((k, str(v)) for k, v in leaves(recipe).items() if k in LOOKS or k.split(".")[0] in LOOKS)
         alike.setdefault(key, []).append(n)
-    most = max(2, SAMPLES // len(alike))
+    most = max(2, SAMPLES // max(1, len(alike)))
     return [_sample_gallery(tuple(numbers), recipes[numbers[0]], most) for numbers in alike.values()]
 
 
@@ -203,7 +205,9 @@ def _sample_gallery(numbers: tuple[int, ...], recipe: Recipe, most: int) -> Gall
 def _mistakes(paths: Sequence[Path], recipes: Sequence[Recipe]) -> list[Gallery]:
     most = max(6, MISTAKES // len(paths))
     return [
-        _mistake_gallery(n, path, recipe, most) for n, (path, recipe) in enumerate(zip(paths, recipes, strict=True))
+        _mistake_gallery(n, path, recipe, most)
+        for n, (path, recipe) in enumerate(zip(paths, recipes, strict=True))
+        if recipe.data.kind == "images"
     ]
 
 

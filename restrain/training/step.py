@@ -15,11 +15,9 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from restrain import draws
-from restrain.data import mix
 from restrain.data.loader import MicroBatch, StepBatch
 from restrain.data.order import Plan
 from restrain.draws import Purpose
@@ -31,8 +29,8 @@ from restrain.parallel.world import World
 from restrain.run import ledger
 from restrain.survival import signals
 from restrain.training.border import Border
-from restrain.training.classify import Classify
 from restrain.training.state import RunState
+from restrain.training.task import Task
 from restrain.training.vector import StepVector
 
 AHEAD = 64  # steps whose rows and learning rates are worked out at once
@@ -45,8 +43,7 @@ class StepSettings:
 
     seed: int
     micro: int
-    classes: int
-    shape: tuple[int, int, int]  # channels, height, width of an image
+    shape: tuple[int, ...]  # of a sample: channels, height, width of an image; tokens of a window
     precision: str
     factor: Callable[[int], float]
     clip: float | None = None
@@ -59,9 +56,7 @@ class Run(L.LightningModule):
     leaving) is :class:`restrain.training.border.Border`'s.
     """
 
-    def __init__(
-        self, task: Classify, state: RunState, plan: Plan, world: World, border: Border, settings: StepSettings
-    ):
+    def __init__(self, task: Task, state: RunState, plan: Plan, world: World, border: Border, settings: StepSettings):
         super().__init__()
         self.automatic_optimization = False
         self.task, self.state, self.plan, self.world, self.border, self.settings = (
@@ -123,11 +118,11 @@ class Run(L.LightningModule):
         """
         if self.world.size == 1:
             return
-        images = torch.zeros(self.settings.micro, *self.settings.shape, dtype=torch.uint8, device=self.place)
-        images = images.contiguous(memory_format=torch.channels_last)
-        set_factors(self.task.model, torch.ones(len(self.join_keys), len(images), device=self.place))
+        micro = self.settings.micro
+        inputs = self.task.blank(micro, self.settings.shape, self.place)
+        set_factors(self.task.model, torch.ones(len(self.join_keys), micro, device=self.place))
         with precision.autocast(self.settings.precision, self.place):
-            self.net(self.task.normalise(images)).float().sum().backward()
+            self.net(inputs).float().sum().backward()
         for p in self.trained:
             p.grad = None
         self.statistics.discard()
@@ -180,19 +175,16 @@ class Run(L.LightningModule):
 
     def micro_step(self, micro: MicroBatch, step: int, first: int, rows_here: int, last: bool) -> tuple[Tensor, Tensor]:
         """Forward and backward of one micro-batch; (sum of row losses, number of correct rows), on the device."""
-        images = micro.images.to(self.place, non_blocking=True)
+        samples = micro.images.to(self.place, non_blocking=True)
         labels = micro.labels.to(self.place, non_blocking=True)
         if self.drops:
             set_factors(self.task.model, self.drop_factors(step, first, len(labels)))
         reduce_later = not last and isinstance(self.net, DistributedDataParallel)
         with self.net.no_sync() if reduce_later else nullcontext():  # pyright: ignore
             with precision.autocast(self.settings.precision, self.place):
-                inputs, target = self.task.normalise(images), labels
-                if micro.mix is not None:
-                    soft = F.one_hot(labels, self.settings.classes).to(inputs.dtype)
-                    inputs, target = mix.apply(inputs, soft, micro.mix)
-                logits = self.net(inputs)
-            rows = self.task.rows(logits, target)
+                example = self.task.example(samples, labels, micro.mix, step, first)
+                outputs = self.net(example.inputs)
+            rows = self.task.rows(outputs, example.target)
             # The loss is the mean over the global batch. DDP averages over ranks, so a row weighs one over the
             # number of this rank's rows; said as the rows' gradient, the mean need not be computed and differentiated.
             weight = torch.full_like(rows, 1.0 / rows_here)
@@ -200,7 +192,7 @@ class Run(L.LightningModule):
                 weight = weight * self.state.scaler.scale
             rows.backward(weight)
         self.statistics.accumulate()
-        return rows.detach().sum(dtype=torch.float64), (logits.detach().argmax(-1) == labels).sum()
+        return rows.detach().sum(dtype=torch.float64), self.task.correct(outputs.detach(), example.answer)
 
     def drop_factors(self, step: int, first: int, rows: int) -> Tensor:
         """Keep-and-scale factors of the joins' branches, [joins, rows]: 0 or 1 / (1 - rate) (Huang et al. 2016)."""

@@ -59,9 +59,9 @@ JSON = "".join(json.dumps(line) + "\n" for line in LINES)
 TOKENS = [
     Case(
         "A recipe names a token set",
-        "command line: data.name = tokens, but task = classify trains on images: no task reads tokens yet. Name a set of images, or read the tokens in a loop of your own (restrain.data.text.loader.TokenLoader).",
+        "command line: data.name = tokens, but task = classify trains on images. Use task=language with a language model, or name a set of images.",
         2,
-        "Name a set of images, or write the loop yourself: see tokens.md.",
+        "Set task: language, as in language.md.",
         digits("data.name=tokens", "data.root=set"),
     ),
     Case(

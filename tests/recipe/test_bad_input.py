@@ -22,7 +22,7 @@ CASES = {
     f"are {SGD_KEYS}.",
     "optimizer.betas=[0.9,0.99]": "optimizer.betas does nothing with optimizer.name = sgd: it belongs to "
     "optimizer.name = adamw, nadam, lamb, lion, adan or muon.",
-    "data.root=/data": "data.root does nothing with data.name = digits: it belongs to data.name = folder, webdataset, package or tokens.",
+    "data.root=/data": "data.root does nothing with data.name = digits: it belongs to data.name = folder, webdataset, package, tokens or text.",
     "optimizer.lr=fast": "optimizer.lr: 'fast' is not a number.",
     "optimizer.lr=off": "optimizer.lr: 'off' is not a number.",
     "optimizer.lr=null": "optimizer.lr: null is not a number.",
@@ -119,7 +119,7 @@ def test_several_problems_are_one_paragraph() -> None:
 def test_what_is_missing_is_said(write) -> None:
     told = refusal(write("model: {name: resnet18}\ndata: {root: x}\n"))
     assert "(1) mine.yaml:1: model.classes is missing: number of classes." in told
-    assert "mine.yaml:2: data.name is missing: one of folder, webdataset, package, digits, tokens." in told
+    assert "mine.yaml:2: data.name is missing: one of folder, webdataset, package, digits, tokens, text." in told
     assert "mine.yaml: batch is missing: samples of an optimizer step." in told
 
 

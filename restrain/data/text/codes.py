@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -154,7 +154,11 @@ def named(name: str) -> Bytes | Characters | FileTokenizer:
 
 def of_set(manifest: Manifest, root: str | Path) -> Bytes | Characters | FileTokenizer:
     """The tokenizer that a set was packed with, to encode a prompt or decode a sample."""
-    known = manifest.tokenizer
+    return described(manifest.tokenizer, root)
+
+
+def described(known: Mapping[str, str], root: str | Path) -> Bytes | Characters | FileTokenizer:
+    """The tokenizer that a manifest describes, a file of which lies in ``root``. UserError where it is not known."""
     if known["name"] == "bytes":
         return Bytes()
     if known["name"] == "chars":

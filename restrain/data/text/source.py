@@ -75,6 +75,15 @@ class TokenSource:
         return hashlib.sha256(json.dumps([self.context, self.manifest.dtype, listed]).encode()).hexdigest()
 
     @property
+    def vocabulary(self) -> int:
+        """Tokens that there are; those of the set are below it."""
+        return self.manifest.vocab_size
+
+    def describe_tokenizer(self) -> dict[str, str]:
+        """What the manifest says of the tokenizer, and the folder that a tokenizer file is in."""
+        return self.manifest.tokenizer | {"root": str(self.root.absolute())}
+
+    @property
     def dropped(self) -> int:
         """Tokens that are in no window, since they are the rest of a shard."""
         return sum(windows.dropped(shard.tokens, self.context) for shard in self.shards)

@@ -51,7 +51,7 @@ def wandb_options(recipe: Recipe, folder: Path) -> WandbOptions:
     """What wandb is told of a run."""
     settings = recipe.track.wandb
     expect = recipe.expect
-    better = {"eval/loss": "lower", "eval/top1": "higher", "eval/top5": "higher"}
+    better = {"eval/loss": "lower", "eval/perplexity": "lower", "eval/top1": "higher", "eval/top5": "higher"}
     if expect is not None:
         better[expect.metric] = expect.better
     return WandbOptions(

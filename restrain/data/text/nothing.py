@@ -1,0 +1,3 @@
+"""The number that stands where there is no token."""
+
+NOTHING = -1
