@@ -33,10 +33,6 @@ class Check:
         """The right side as a number."""
         return self.factor * (numbers[self.right] if isinstance(self.right, str) else self.right)
 
-    def names(self) -> list[str]:
-        """The numbers that it speaks of."""
-        return [self.left, self.right] if isinstance(self.right, str) else [self.left]
-
     def __str__(self) -> str:
         right = self.right if isinstance(self.right, str) else f"{self.right:g}"
         times = "" if self.factor == 1.0 else f"{self.factor:g} x "
@@ -45,8 +41,8 @@ class Check:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was seen. ``figure``: an SVG element; ``commands``: what a person types to do the same; ``notes``: what
-    should be known of the small form beside its numbers."""
+    """What was seen. ``figure``: one SVG element or more; ``commands``: what a person types to do the same; ``notes``:
+    what should be known of the small form beside its numbers."""
 
     numbers: dict[str, float]
     figure: str

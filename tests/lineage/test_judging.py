@@ -36,7 +36,6 @@ def test_a_check_of_a_number_that_is_missing_is_a_fault_and_no_verdict():
 def test_a_check_in_words():
     assert str(Check("loss of a", ">", "loss of b", 10.0)) == "loss of a > 10 x loss of b"
     assert str(Check("loss of a", "<=", 1e-5)) == "loss of a <= 1e-05"
-    assert Check("loss of a", ">", "loss of b").names() == ["loss of a", "loss of b"]
 
 
 @pytest.mark.parametrize(
