@@ -148,7 +148,8 @@ def linear(x: Tensor, weight: Tensor, feedback: Tensor | None, bias: Tensor | No
 def _cast(x: Tensor, weight: Tensor, feedback: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """What autocast does before torch's own operations: inside of a function of ours it would not see the backward."""
     kind = x.device.type
-    if not torch.is_autocast_enabled(kind) or torch.float64 in (x.dtype, weight.dtype):
+    # Counting runs on the meta device, which has no autocast and does not know the question.
+    if x.is_meta or not torch.is_autocast_enabled(kind) or torch.float64 in (x.dtype, weight.dtype):
         return x, weight, feedback
     dtype = torch.get_autocast_dtype(kind)
     return x.to(dtype), weight.to(dtype), None if feedback is None else feedback.to(dtype)

@@ -6,8 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from restrain.errors import UserError
+from restrain.insight.cost import saved_bytes
 from restrain.models import build_model, init_model, materialise, set_group
 from restrain.models.blocks import ResidualBlock
 from restrain.models.feedback import BUFFER, Fed, set_feedback, signs
@@ -218,6 +220,20 @@ def test_a_layer_that_starts_at_zero_still_sends_something():
     layer = made(Zero(8, 8), "random")
     assert not layer.weight.any()
     assert float(layer.feedback.std()) > 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_costs_what_backpropagation_costs(kind):
+    """Counted on the meta device: the multiply-adds of both passes, and what the forward pass keeps."""
+    found = []
+    for feedback in ("exact", kind):
+        with torch.device("meta"):
+            model = build_model({"name": "cifar_resnet20", "classes": 10, "feedback": feedback})
+            images = torch.empty(8, 3, 32, 32)
+        with FlopCounterMode(display=False) as counter:
+            model(images).sum().backward()
+        found.append((counter.get_total_flops(), saved_bytes(model, images)))
+    assert found[0] == found[1]
 
 
 class Cell(ResidualBlock):
