@@ -115,7 +115,8 @@ def _one_block(scale: Scale, block: int, key: str) -> None:
 
     blocks = own_blocks(scale.recipe.model.name)
     if blocks is not None and block >= blocks:
-        raise UserError(f"{key}: {scale.recipe.model.name} has the blocks 0 to {blocks - 1}.")
+        has = f"the blocks 0 to {blocks - 1}" if blocks else "no residual blocks"
+        raise UserError(f"{key}: {scale.recipe.model.name} has {has}.")
     show_facts(key, [("so", drop_path_lines(scale, block))])
 
 

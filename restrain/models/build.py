@@ -11,7 +11,7 @@ from torch import nn
 from restrain import packages
 from restrain.errors import UserError, nearest
 
-from . import bert, gpt, resnet, vit
+from . import alexnet, bert, densenet, gpt, preact, resnet, shared, vgg, vit
 from .blocks import residual_blocks
 from .feedback import set_feedback
 from .foreign import SCRIPT, Build, build_own, elsewhere
@@ -63,7 +63,7 @@ def build_model(
         )
         freeze(model, mapping.get("freeze") or [])
         return model
-    model = MODELS[str(name)](Wish.of(mapping, sides))
+    model = MODELS[str(name)](Wish.of({"join": {"name": OWN_JOIN.get(str(name), "add")}, **mapping}, sides))
     set_feedback(model, mapping.get("feedback") or "exact")
     if not any(parameter.is_meta for parameter in model.parameters()):
         init_model(model, seed)
@@ -88,6 +88,11 @@ def _code_of(name: Any, own: Build | None) -> Build:
 # Another family is a line here, and one in restrain/recipe/model_names.py. Each: a table of sizes, and what builds one.
 FAMILIES: tuple[tuple[Mapping[str, Any], Callable[[Any, Wish], nn.Module]], ...] = (
     (resnet.SPECS, resnet.build),
+    (preact.SPECS, preact.build),
+    (shared.SPECS, shared.build),
+    (densenet.SPECS, densenet.build),
+    (vgg.SPECS, vgg.build),
+    (alexnet.SPECS, alexnet.build),
     (vit.SPECS, vit.build),
     (gpt.SPECS, gpt.build),
     (bert.SPECS, bert.build),
@@ -95,6 +100,8 @@ FAMILIES: tuple[tuple[Mapping[str, Any], Callable[[Any, Wish], nn.Module]], ...]
 MODELS: dict[str, Callable[[Wish], nn.Module]] = {
     name: partial(build, spec) for specs, build in FAMILIES for name, spec in specs.items()
 }
+# The join of a network that was asked for without one, where it is not to add; recipes have it of model_names.py.
+OWN_JOIN = dict.fromkeys(densenet.SPECS, "concat") | dict.fromkeys((*vgg.SPECS, *alexnet.SPECS), "none")
 
 
 def freeze(model: nn.Module, parts: Sequence[str]) -> None:

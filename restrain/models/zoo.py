@@ -33,6 +33,18 @@ def is_timm(name: Any) -> bool:
     return isinstance(name, str) and name.startswith(PREFIX)
 
 
+def timm_name(section: Mapping[str, Any]) -> str | None:
+    """timm's name of the network of a recipe's ``model`` section, ours or its own, whatever its join; or None."""
+    import timm
+
+    name = section["name"]
+    if is_timm(name):
+        return name.removeprefix(PREFIX)
+    variant = (section["stem"], section["downsample"], section["blurpool"])
+    suffix = {("basic", "conv", False): "", ("deep", "avgpool", False): "d"}.get(variant)
+    return name + suffix if suffix is not None and timm.is_model(name + suffix) else None
+
+
 def build_timm(mapping: Mapping[str, Any], seed: int, sides: Sequence[int] = ()) -> nn.Module:
     """The timm model of a recipe's ``model`` section; its attribute ``notices`` holds what a person should be told.
 

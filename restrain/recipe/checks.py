@@ -169,12 +169,15 @@ def _timm(recipe: "Recipe") -> Iterator[Problem]:
 
 
 def _own(recipe: "Recipe") -> Iterator[Problem]:
-    """Options of the ImageNet sizes that the CIFAR sizes have no place for."""
+    """What only some of our own networks have a place for."""
     model = recipe.model
-    if model.name.startswith("cifar_"):
+    is_cifar = model.name.startswith("cifar_")
+    is_resnet = model.name in FAMILIES["resnet"].names
+    if is_cifar or not is_resnet:
         for name in ("stem", "downsample", "blurpool"):
-            yield from _idle(model, name, "model", f"it is for the ImageNet sizes, and model.name = {model.name}")
-        if model.init is not None and model.init.from_ == "timm":
+            sizes = "the ImageNet sizes of ResNets" if is_resnet else "ResNets"
+            yield from _idle(model, name, "model", f"it is for {sizes}, and model.name = {model.name}")
+        if is_cifar and model.init is not None and model.init.from_ == "timm":
             yield Problem("model.init.from", f"= timm, which has no weights for {model.name}")
     elif model.join.name == "none":
         yield from _idle(model, "downsample", "model", "with model.join.name = none there is no shortcut")

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Family:
     """``names``: of its sizes. ``shape``, ``transformer``: the keys of these sections that do something; ``needed``:
-    those of ``shape`` that a name does not settle."""
+    those of ``shape`` that a name does not settle. ``join``: that of its networks where a recipe names none."""
 
     names: tuple[str, ...]
     shape: tuple[str, ...] = ()
     transformer: tuple[str, ...] = ()
     needed: tuple[str, ...] = ()
+    join: str = "add"
 
 
 # restrain/models/spec.py
@@ -29,6 +30,23 @@ FAMILIES: dict[str, Family] = {
             "cifar_resnet1202",
         )
     ),
+    "preact": Family(
+        (
+            *("resnetv2_18", "resnetv2_34", "resnetv2_50", "resnetv2_101", "resnetv2_152", "resnetv2_200"),
+            *("cifar_preresnet20", "cifar_preresnet56", "cifar_preresnet110"),
+            *("cifar_preresnet164", "cifar_preresnet1001"),
+        )
+    ),
+    "shared": Family(("cifar_shared_resnet20", "cifar_shared_resnet56", "cifar_shared_resnet110")),
+    "densenet": Family(
+        (
+            *("densenet121", "densenet169", "densenet201", "densenet161"),
+            *("cifar_densenet40_k12", "cifar_densenet100_k12"),
+            *("cifar_densenetbc100_k12", "cifar_densenetbc190_k40"),
+        ),
+        join="concat",
+    ),
+    "plain": Family(("vgg16", "vgg19", "vgg16_bn", "vgg19_bn", "cifar_vgg16_bn", "alexnet"), join="none"),
     "vit": Family(
         (
             "vit",

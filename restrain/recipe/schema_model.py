@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from restrain.errors import nearest
 from restrain.recipe.base import AsTuple, Auto, NonNegative, Positive, PositiveFloat, Section
-from restrain.recipe.model_names import NAMES
+from restrain.recipe.model_names import NAMES, family_of
 from restrain.recipe.schema_data import PACKAGE_NAME
 
 
@@ -202,7 +202,10 @@ class Model(Section):
         description="Number of classes. Of a language model the tokens that it can say; auto: those of the data."
     )
     in_chans: Positive = Field(default=3, description="Channels of the input: 3 for colour, 1 for grey.")
-    join: Join = Field(default=AddJoin(name="add"), description="Where a branch meets the residual stream.")
+    join: Join = Field(
+        default=AddJoin(name="add"),
+        description="Where a branch meets the residual stream; by default concat in DenseNets, none in plain nets.",
+    )
     zero_init: Auto | bool = Field(
         default="auto", description="Start the last norm scale of each branch at zero; auto: where the join adds."
     )
@@ -230,3 +233,11 @@ class Model(Section):
     shape: Shape = Field(default=Shape(), description="Sizes that the name leaves open.")
     transformer: Transformer = Field(default=Transformer(), description="How a transformer is built.")
     init: Init | None = Field(default=None, description="Where weights come from; null: fresh ones from the seed.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _join_of_its_family(cls, section: Any) -> Any:
+        """A network has the join of its family where the recipe names none."""
+        if isinstance(section, dict) and "join" not in section and (found := family_of(section.get("name", ""))):
+            return section | {"join": {"name": found[1].join}}
+        return section

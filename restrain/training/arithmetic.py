@@ -15,6 +15,7 @@ from restrain.data.order import Plan, allowed_micro, allowed_worlds
 from restrain.optim import schedules
 from restrain.recipe import Duration, Recipe
 from restrain.recipe.checks import DIGITS_SIDE, listed
+from restrain.recipe.model_names import family_of
 from restrain.training.micro import (
     BYTES_A_PIXEL,
     BYTES_A_TOKEN,
@@ -197,16 +198,35 @@ def group_lines(scale: Scale) -> list[str]:
 
 
 def own_blocks(name: str) -> int | None:
-    """Residual blocks of one of our networks, from the layers that its name counts; None of a network of timm's.
+    """Residual blocks of one of our networks, from the layers that its name counts; None where a name does not say."""
+    found = family_of(name)
+    rule = BLOCKS.get(found[0]) if found else None
+    return rule(name) if rule else None
 
-    He et al. 2015 (arXiv:1512.03385): 6n + 2 layers with CIFAR sizes (section 4.2), two a block; with ImageNet sizes
-    stem and head besides two layers a block up to 34, three from 50 on (table 1).
-    """
-    layers = name.rpartition("resnet")[2]
-    if "/" in name or not layers.isdecimal():
-        return None
-    depth = int(layers) - 2
-    return depth // 3 if "cifar" not in name and int(layers) >= 50 else depth // 2
+
+def _resnet_blocks(name: str) -> int:
+    """All layers but stem and head are in blocks: in bottlenecks by threes, which ImageNet sizes have from 50 layers on
+    (He et al. 2015, arXiv:1512.03385, table 1) and two of the CIFAR sizes of He et al. 2016 (arXiv:1603.05027)."""
+    layers = int(name[len(name.rstrip("0123456789")) :])
+    bottleneck = layers >= 50 if "cifar" not in name else name in ("cifar_preresnet164", "cifar_preresnet1001")
+    return (layers - 2) // (3 if bottleneck else 2)
+
+
+def _densenet_blocks(name: str) -> int:
+    """Stem, head and transitions are in no block (Huang et al. 2016, arXiv:1608.06993: table 1; section 4.2)."""
+    layers = int(name.partition("_k")[0].rpartition("densenet")[2].removeprefix("bc"))
+    outside = 4 if "cifar" in name else 5
+    is_compact = "cifar" not in name or "bc" in name
+    return (layers - outside) // (2 if is_compact else 1)
+
+
+BLOCKS: dict[str, Callable[[str], int]] = {
+    "resnet": _resnet_blocks,
+    "preact": _resnet_blocks,
+    "shared": _resnet_blocks,
+    "densenet": _densenet_blocks,
+    "plain": lambda name: 0,
+}
 
 
 def drop_path_lines(scale: Scale, only: int | None = None) -> list[str]:
@@ -217,7 +237,12 @@ def drop_path_lines(scale: Scale, only: int | None = None) -> list[str]:
     if decay == "constant":
         return [f"decay = constant: {rate:g} in every block"]
     if blocks is None:
-        return [f"{model.name} is timm's: each block has the rate that timm gives it; restrain check lists them"]
+        owner = (
+            "timm's: each block has the rate that timm gives it" if model.name.startswith("timm/") else "of any depth"
+        )
+        return [f"{model.name} is {owner}; restrain check lists them"]
+    if blocks == 0:
+        return [f"{model.name} has no residual blocks, and so no path to drop"]
     rates = [rate * (depth + 1) / blocks for depth in range(blocks)]
     lines = [f"block l of {blocks}, counted from 0: rate x (l + 1) / {blocks}"]
     if only is not None:

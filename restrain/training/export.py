@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from restrain import __version__, draws
 from restrain.errors import UserError, WorldError
 from restrain.models.build import build_model
-from restrain.models.zoo import PREFIX, is_timm
+from restrain.models.zoo import timm_name
 from restrain.recipe import Recipe
+from restrain.recipe.model_names import family_of
 from restrain.training.build import image_sides
 from restrain.training.loaded import Loaded, load_weights
 from restrain.training.preprocessing import class_names, preprocessing
@@ -155,25 +156,32 @@ def _timm(loaded: Loaded, images: Tensor, target: Path) -> Compute:
     """Weights under the names of timm, which ``timm.create_model(name, checkpoint_path=...)`` loads strictly."""
     import timm
 
-    name = timm_name(loaded.recipe)
+    name = _timm_name(loaded.recipe)
     _safetensors(loaded, images, target)
     model = loaded.recipe.model
-    twin = timm.create_model(name, checkpoint_path=str(target), num_classes=model.classes, in_chans=model.in_chans)
+    try:
+        twin = timm.create_model(name, checkpoint_path=str(target), num_classes=model.classes, in_chans=model.in_chans)
+    except RuntimeError as error:
+        target.unlink()
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"timm's {name} does not take the weights of this recipe's network ({said}). Export it with --to "
+            f"safetensors, onnx or torch.export."
+        ) from None
     return _computing(twin)
 
 
-def timm_name(recipe: Recipe) -> str:
+def _timm_name(recipe: Recipe) -> str:
     """timm's name of the recipe's architecture; UserError where it has none."""
     model = recipe.model
-    if is_timm(model.name):
-        return model.name.removeprefix(PREFIX)
-    variant = {("basic", "conv"): "", ("deep", "avgpool"): "d"}.get((model.stem, model.downsample))
-    if model.name.startswith("cifar_") or model.join.name != "add" or model.blurpool or variant is None:
+    name, family = timm_name(model.model_dump()), family_of(model.name)
+    own_join = family[1].join if family else "add"
+    if name is None or model.join.name != own_join:
         raise UserError(
             f"timm has no {model.name} with join {model.join.name}, stem {model.stem}, downsample {model.downsample}"
             f"{' and blurpool' if model.blurpool else ''}. Export it with --to safetensors, onnx or torch.export."
         )
-    return model.name + variant
+    return name
 
 
 def _torch_export(loaded: Loaded, images: Tensor, target: Path) -> Compute:

@@ -68,7 +68,7 @@ def block_lines(recipe: Recipe, model: nn.Module) -> list[str]:
         lines.append(f"drop path: {len(rates)} of {len(joins)} joins, rates {min(rates):.4g} to {max(rates):.4g}")
     zero = sum(getattr(module, "initial_scale", 1.0) == 0.0 for module in model.modules())
     if zero:
-        lines.append(f"initial scale 0 in the last norm of {zero} branches (zero_init): each begins as an identity")
+        lines.append(f"initial scale 0 in the last layer of {zero} branches (zero_init): each begins as an identity")
     return lines
 
 

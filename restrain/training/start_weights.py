@@ -24,7 +24,7 @@ from restrain.errors import UserError, WorldError
 from restrain.models.build import build_model
 from restrain.models.foreign import Build
 from restrain.models.weights import fit_weights, load_weights
-from restrain.models.zoo import PREFIX, is_timm
+from restrain.models.zoo import timm_name
 from restrain.recipe import Recipe
 from restrain.run import checkpoint, lockfile
 from restrain.run.folder import RunFolder
@@ -121,7 +121,13 @@ def _of_timm(recipe: Recipe) -> Source:
     import timm
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    name = _timm_name(recipe)
+    name = timm_name(recipe.model.model_dump())
+    if name is None:
+        raise UserError(
+            f"model.init.from: timm has no weights for {recipe.model.name} with these options. It has them for our "
+            f"networks that bear its names (docs/models.md), for ResNets with stem=deep and downsample=avgpool, and "
+            f"for its own models (timm/NAME)."
+        )
     entry = timm.get_pretrained_cfg(name)
     if entry is None or not entry.hf_hub_id:
         raise UserError(f"model.init.from: timm has no weights of {name}. Leave model.init out, or name a file.")
@@ -153,21 +159,6 @@ def _fetched(repository: str) -> str:
 def _reason(error: Exception) -> str:
     said = " ".join(str(error.__cause__ or error).split())
     return said[:120] or type(error).__name__
-
-
-def _timm_name(recipe: Recipe) -> str:
-    """timm's name of the recipe's model."""
-    model = recipe.model
-    if is_timm(model.name):
-        return model.name.removeprefix(PREFIX)
-    variant = (model.stem, model.downsample, model.blurpool)
-    suffix = {("basic", "conv", False): "", ("deep", "avgpool", False): "d"}.get(variant)
-    if suffix is None or not model.name.startswith("resnet"):
-        raise UserError(
-            f"model.init.from: timm has no weights for {model.name} with these options. It has them for resnet18 to "
-            f"resnet152, plain or with stem=deep and downsample=avgpool, and for its own models (timm/NAME)."
-        )
-    return model.name + suffix
 
 
 # ---------------------------------------------------------------------------------------------------- at a run's start

@@ -36,6 +36,10 @@ MODERN = {"position": "rotary", "norm": "rmsnorm", "activation": "swiglu", "tied
 # One line a family, or several where its networks differ in kind.
 CASES = {
     "resnet": [Case({"name": "cifar_resnet20"}), Case({"name": "resnet50"}, side=64)],
+    "preact": [Case({"name": "cifar_preresnet20"}), Case({"name": "resnetv2_50"}, side=64)],
+    "shared": [Case({"name": "cifar_shared_resnet20"})],
+    "densenet": [Case({"name": "cifar_densenetbc100_k12"}, side=8), Case({"name": "densenet121"}, side=64)],
+    "plain": [Case({"name": "cifar_vgg16_bn"}, side=32)],
     "vit": [
         Case({"name": "vit", "shape": {"depth": 3, "width": 32, "heads": 2, "patch": 4}}),
         Case({"name": "vit_tiny_patch16_224", "shape": {"depth": 2}, "transformer": {"order": "post"}}, side=32),

@@ -62,6 +62,15 @@ def test_rows_of_one_prompt_go_different_ways():
     assert len({tuple(row) for row in found.tolist()}) == 4
 
 
+def test_tokens_of_a_row_are_drawn_on_their_own():
+    model = small()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()  # all tokens are alike
+    found = sample_tokens(model, prompt(), 4 * VOCABULARY)
+    assert all(len(set(row)) > VOCABULARY // 2 for row in found.tolist())
+
+
 def test_the_likeliest_token_has_temperature_zero():
     model = small().eval()
     tokens = prompt()

@@ -7,6 +7,9 @@ import pytest
 RESNET = "He et al. 2015, arXiv:1512.03385, section 3.4"
 AUTHORS = "KaimingHe/deep-residual-networks README, 1-crop top-1 error"
 CIFAR = "He et al. 2015, arXiv:1512.03385, section 4.2"
+PREACT = "He et al. 2016, arXiv:1603.05027, appendix"
+DEPTH = "yueatsprograms/Stochastic_Depth main.lua, defaults"
+DENSE = "liuzhuang13/DenseNet README, opts.lua and train.lua"
 V1 = "pytorch/vision references/classification/train.py, defaults"
 V2 = "pytorch/vision issue 3995, the command of comment 1013906621"
 RSB = "Wightman et al. 2021, arXiv:2110.00476, table 2"
@@ -199,6 +202,26 @@ _CIFAR: list[Row] = [
     ("schedule.factor", 0.1, CIFAR),
 ]
 
+# As the ResNets of 2015, with the warm-up in the appendix.
+_PREACT: list[Row] = [(key, value, PREACT) for key, value, _ in _CIFAR] + [("schedule.warmup", "400st", PREACT)]
+
+_DEPTH: list[Row] = [
+    ("model.join.name", "add", DEPTH),
+    ("model.drop_path.rate", 0.5, DEPTH),
+    ("model.drop_path.decay", "linear", DEPTH),
+    ("model.drop_path.mode", "batch", DEPTH),
+    ("batch.global", 128, DEPTH),
+    ("batch.group", 128, DEPTH),
+    ("optimizer.name", "sgd", DEPTH),
+    ("optimizer.lr", 0.1, DEPTH),
+    ("optimizer.momentum", 0.9, DEPTH),
+    ("optimizer.nesterov", True, DEPTH),
+    ("optimizer.weight_decay", 1e-4, DEPTH),
+    ("schedule.name", "step", DEPTH),
+    ("schedule.at", ["50%", "75%"], DEPTH),
+    ("schedule.factor", 0.1, DEPTH),
+]
+
 SOURCES: dict[str, list[Row]] = {
     "imagenet_resnet50": [*_V1, ("expect.value", 76.13, "torchvision ResNet50_Weights.IMAGENET1K_V1")],
     "imagenet_resnet152": [*_V1, ("expect.value", 78.312, "torchvision ResNet152_Weights.IMAGENET1K_V1")],
@@ -219,6 +242,38 @@ SOURCES: dict[str, list[Row]] = {
     "cifar10_resnet20": [*_CIFAR, ("expect.value", 100 - 8.75, "He et al. 2015, table 6")],
     "cifar10_resnet56": [*_CIFAR, ("expect.value", 100 - 6.97, "He et al. 2015, table 6")],
     "cifar10_resnet110": [*_CIFAR, ("expect.value", 100 - 6.43, "He et al. 2015, table 6")],
+    "cifar10_preresnet110": [*_PREACT, ("expect.value", 100 - 6.37, "He et al. 2016, table 2")],
+    "cifar10_preresnet164": [*_PREACT, ("expect.value", 100 - 5.46, "He et al. 2016, table 2")],
+    "cifar10_preresnet1001": [*_PREACT, ("expect.value", 100 - 4.92, "KaimingHe/resnet-1k-layers README")],
+    "cifar10_resnet110_sd": [
+        *_DEPTH,
+        ("length", "500ep", DEPTH),
+        ("schedule.warmup", "0ep", DEPTH),
+        ("expect.value", 100 - 5.25, "yueatsprograms/Stochastic_Depth README"),
+    ],
+    "cifar10_resnet1202_sd": [
+        *_DEPTH,
+        ("length", "300ep", "Huang et al. 2016, arXiv:1603.09382, section 4"),
+        ("schedule.warmup", "10ep", "Huang et al. 2016, arXiv:1603.09382, section 4"),
+        ("schedule.warmup_from", 0.1, "Huang et al. 2016, arXiv:1603.09382, section 4: 0.01"),
+        ("expect.value", 100 - 4.91, "Huang et al. 2016, arXiv:1603.09382, abstract"),
+    ],
+    "cifar10_densenetbc100": [
+        ("model.join.name", "concat", DENSE),
+        ("batch.global", 64, DENSE),
+        ("batch.group", 64, DENSE),
+        ("length", "300ep", DENSE),
+        ("optimizer.name", "sgd", DENSE),
+        ("optimizer.lr", 0.1, DENSE),
+        ("optimizer.momentum", 0.9, DENSE),
+        ("optimizer.nesterov", True, DENSE),
+        ("optimizer.weight_decay", 1e-4, DENSE),
+        ("optimizer.no_decay", "none", DENSE),
+        ("schedule.name", "step", DENSE),
+        ("schedule.at", ["50%", "75%"], DENSE),
+        ("schedule.factor", 0.1, DENSE),
+        ("expect.value", 100 - 4.51, DENSE),
+    ],
     "finetune": [
         ("optimizer.name", "adamw", MAE),
         ("optimizer.lr", 1e-3, MAE),

@@ -8,11 +8,18 @@ from restrain.recipe import Recipe, available, differences, find, load, to_yaml
 from restrain.recipe.writing import ABSENT
 
 NAMES = [
+    "cifar10_densenetbc100",
     "cifar10_plain20",
     "cifar10_plain56",
+    "cifar10_preresnet1001",
+    "cifar10_preresnet110",
+    "cifar10_preresnet164",
     "cifar10_resnet110",
+    "cifar10_resnet110_sd",
+    "cifar10_resnet1202_sd",
     "cifar10_resnet20",
     "cifar10_resnet56",
+    "cifar10_shared_resnet56",
     "digits_plain56",
     "digits_resnet20",
     "digits_resnet56",
@@ -32,7 +39,7 @@ NAMES = [
     "imagenet_resnet50_rsb_a3",
     "imagenet_resnet50_v2",
 ]
-OWN = {name for name in NAMES if name.startswith(("digits_", "cifar10_plain"))}
+OWN = {name for name in NAMES if name.startswith(("digits_", "cifar10_plain", "cifar10_shared"))}
 
 
 def trains_differently(one: str, other: str) -> list[str]:
@@ -55,11 +62,12 @@ def test_header_and_expectation_agree(name: str) -> None:
     if expected is None:  # a form to be filled in: its result is that of its user's data
         assert "Expected: depends on" in header
         return
-    said = re.search(r"Expected: ([\d.]+) (% top-1 \(eval/top1|train/loss \(?)(?:, )?\s*tolerance ([\d.]+)", header)
+    kinds = r"% top-1 \(eval/top1|nats a \w+ \(eval/loss|train/loss \(?"
+    said = re.search(rf"Expected: ([\d.]+) ({kinds})(?:, )?\s*tolerance ([\d.]+)", header)
     assert said, header
     assert float(said[1]) == expected.value
     assert float(said[3].rstrip(".")) == expected.tolerance
-    assert said[2].startswith("% top-1" if expected.metric == "eval/top1" else expected.metric)
+    assert expected.metric in said[2]
     assert ("lower is better" in header) == (expected.better == "lower")
 
 
@@ -80,6 +88,12 @@ def test_shown_it_reads_back(name: str, tmp_path) -> None:
 )
 def test_a_plain_net_is_one_value_away(plain: str, residual: str) -> None:
     assert trains_differently(plain, residual) == ["model.join.name"]
+
+
+def test_the_network_alone_differs() -> None:
+    assert trains_differently("cifar10_resnet110", "cifar10_preresnet110") == ["model.name"]
+    assert trains_differently("cifar10_preresnet110", "cifar10_preresnet1001") == ["model.name"]
+    assert trains_differently("cifar10_resnet56", "cifar10_shared_resnet56") == ["model.name"]
 
 
 def test_depth_alone_differs() -> None:

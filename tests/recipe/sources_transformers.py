@@ -1,4 +1,6 @@
-"""The sources of the vision transformers' recipes; typed from where they were published."""
+"""The sources of the transformers' recipes; typed from where they were published."""
+
+import pytest
 
 from .sources import Row
 
@@ -6,6 +8,8 @@ BIG_VISION = "google-research/big_vision configs/vit_s16_i1k.py"
 DEIT = "facebookresearch/deit main.py, defaults of 2021"
 DEIT_PAGE = "facebookresearch/deit README_deit.md"
 REVENGE = "facebookresearch/deit README_revenge.md, the published commands"
+NANOGPT = "karpathy/nanoGPT config/train_gpt2.py, and train.py's defaults"
+GPT3 = "Brown et al. 2020, arXiv:2005.14165, table 2.1 and appendix B"
 SMALL_SETS = "aanna0701/SPT_LSA_ViT main.py and models/create_model.py, defaults"
 
 _DEIT: list[Row] = [
@@ -100,6 +104,39 @@ SOURCES: dict[str, list[Row]] = {
         ("loss.smoothing", 0.1, REVENGE),
         ("resolution.train", 224, REVENGE),
         ("expect.value", 83.8, REVENGE),
+    ],
+    "gpt2_124m": [
+        ("model.name", "gpt2", NANOGPT),
+        ("model.transformer.bias", False, NANOGPT),
+        ("data.context", 1024, NANOGPT),
+        ("batch.global", 12 * 5 * 8, NANOGPT),
+        ("length", "600000st", NANOGPT),
+        ("optimizer.name", "adamw", NANOGPT),
+        ("optimizer.lr", 6e-4, NANOGPT),
+        ("optimizer.betas", [0.9, 0.95], NANOGPT),
+        ("optimizer.weight_decay", 0.1, NANOGPT),
+        ("optimizer.no_decay", "norm_and_bias", NANOGPT),
+        ("schedule.name", "cosine", NANOGPT),
+        ("schedule.warmup", "2000st", NANOGPT),
+        ("schedule.final", 6e-5 / 6e-4, NANOGPT),
+        ("clip", 1.0, NANOGPT),
+        ("evaluate.every", "1000st", NANOGPT),
+        ("expect.value", 2.85, NANOGPT),
+    ],
+    "gpt3_175b": [
+        ("model.name", "gpt3_175b", GPT3),
+        ("data.context", 2048, GPT3),
+        ("batch.global", pytest.approx(3.2e6 / 2048, rel=0.03), GPT3),
+        ("length", f"{round(300e9 / (1600 * 2048))}st", GPT3),
+        ("optimizer.name", "adamw", GPT3),
+        ("optimizer.lr", 0.6e-4, GPT3),
+        ("optimizer.betas", [0.9, 0.95], GPT3),
+        ("optimizer.eps", 1e-8, GPT3),
+        ("optimizer.weight_decay", 0.1, GPT3),
+        ("schedule.name", "cosine", GPT3),
+        ("schedule.warmup", f"{round(375e6 / (1600 * 2048))}st", GPT3),
+        ("schedule.final", 0.1, GPT3),
+        ("clip", 1.0, GPT3),
     ],
     "cifar10_vit_tiny": [
         ("model.shape.depth", 9, SMALL_SETS),
