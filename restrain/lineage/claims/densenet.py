@@ -46,5 +46,5 @@ CLAIM = Claim(
         Check("held-out accuracy of DenseNet-40, %", ">=", 97.0),
     ),
     run=run,
-    long=("restrain train cifar10_resnet110 model.name=cifar_densenetbc100_k12 model.join.name=concat",),
+    long=("restrain train cifar10_densenetbc100",),
 )

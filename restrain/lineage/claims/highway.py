@@ -20,8 +20,7 @@ def run(bench: Bench) -> Outcome:
     numbers, curves, commands, table = {}, [], [], []
     for colour, (kind, join) in enumerate(JOINS.items()):
         for depth in DEPTHS if kind != "residual" else DEPTHS[1:2]:
-            shape = f"model.shape={{depth: {depth}, width: 50}}"
-            one = bench.train("digits_resnet56", "model.name=highway_mlp", shape, f"model.join={join}")
+            one = bench.train("digits_highway50", f"model.shape.depth={depth}", f"model.join={join}", "length=15ep")
             numbers[f"loss of {kind}-{depth}"] = one.loss
             curves.append(Line(f"{kind}-{depth}", *one.by_epoch(), dashed=kind == "plain", colour=colour))
             commands.append(one.command)
@@ -61,8 +60,5 @@ CLAIM = Claim(
         Check("loss of highway-20", "<=", "loss of highway-100"),
     ),
     run=run,
-    long=(
-        "restrain train cifar10_resnet20 model.name=highway_19",
-        "restrain train cifar10_resnet20 model.name=highway_32",
-    ),
+    long=("restrain train digits_highway50", "restrain train digits_highway19"),
 )

@@ -43,7 +43,8 @@ CLAIM = Claim(
     run=run,
     long=(
         "restrain train cifar10_resnet110",
-        "restrain train cifar10_resnet110 model.name=cifar_preresnet110",
-        "restrain train cifar10_resnet110 model.name=cifar_preresnet1001",
+        "restrain train cifar10_preresnet110",
+        "restrain train cifar10_preresnet164",
+        "restrain train cifar10_preresnet1001",
     ),
 )

@@ -51,5 +51,5 @@ CLAIM = Claim(
         Check("held-out accuracy, shared weights, %", ">=", 97.0),
     ),
     run=run,
-    long=("restrain train cifar10_resnet56 model.name=cifar_shared_resnet56",),
+    long=("restrain train cifar10_resnet56", "restrain train cifar10_shared_resnet56"),
 )

@@ -45,5 +45,5 @@ CLAIM = Claim(
         Check("seconds a step, batch", "<", "seconds a step, full depth", 0.9),
     ),
     run=run,
-    long=("restrain train cifar10_resnet110", "restrain train cifar10_resnet110 model.drop_path.rate=0.5"),
+    long=("restrain train cifar10_resnet110", "restrain train cifar10_resnet110_sd"),
 )
