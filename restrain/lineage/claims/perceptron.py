@@ -14,6 +14,7 @@ from restrain.lineage.claim import Check, Claim, Outcome
 from restrain.lineage.looking import of_run, rows_of
 
 RECIPE, LENGTH = "digits_perceptron", "length=15ep"
+NO_SHAPE = "model.shape={depth: null, width: null}"  # the linear model has none
 
 
 def linear(section: Mapping[str, Any]) -> nn.Module:
@@ -24,7 +25,7 @@ def linear(section: Mapping[str, Any]) -> nn.Module:
 def run(bench: Bench) -> Outcome:
     """The trained net with its branch at zero beside its own skip, and its loss beside that of the linear model."""
     runs = {
-        "linear model": bench.train(RECIPE, LENGTH, model=linear),
+        "linear model": bench.train(RECIPE, LENGTH, NO_SHAPE, model=linear),
         "skip-layer perceptron": bench.train(RECIPE, LENGTH),
         "perceptron without skip": bench.train(RECIPE, LENGTH, "model.join.name=none"),
     }
