@@ -41,7 +41,7 @@ class Row:
     @property
     def is_cifar(self) -> bool:
         """Images of 32 pixels and 10 classes, else 224 and 1000."""
-        return self.name.startswith("cifar_")
+        return self.name.startswith(("cifar_", "highway_"))
 
 
 HE = "He et al. 2015, arXiv:1512.03385, table 1"
@@ -55,6 +55,7 @@ DENSE = "Huang et al. 2016, arXiv:1608.06993, table 2"
 SHARED = "Liao and Poggio 2016, arXiv:1604.03640"
 VGG = "Simonyan and Zisserman 2014, arXiv:1409.1556, table 2; He et al. 2015, section 3.4"
 ALEX = "Krizhevsky et al. 2012, abstract; Krizhevsky 2014, arXiv:1404.5997"
+HIGHWAY = "Srivastava et al. 2015, arXiv:1507.06228, the comparison with FitNets"
 VIT = "Dosovitskiy et al. 2020, arXiv:2010.11929, table 1"
 DEIT = "Touvron et al. 2020, arXiv:2012.12877, table 1"
 DEIT3 = "Touvron et al. 2022, arXiv:2204.07118, the table of its repository"
@@ -113,6 +114,8 @@ ROWS: Sequence[Row] = (
     Row("vgg19_bn", TORCHVISION, params="143.678", macs="19.632"),
     Row("cifar_vgg16_bn", "the convolutions of vgg16_bn"),
     Row("alexnet", ALEX, params="60", why="the form for one processor, of other widths"),
+    Row("highway_19", HIGHWAY, params="2.3"),
+    Row("highway_32", HIGHWAY, params="1.25"),
     Row("vit_tiny_patch16_224", TIMM, params="5.72"),
     Row("vit_small_patch16_224", TIMM, params="22.05"),
     Row("vit_base_patch16_224", VIT, params="86"),
@@ -127,7 +130,13 @@ ROWS: Sequence[Row] = (
     Row("deit3_medium_patch16_224", TIMM, params="38.85"),
     Row("deit3_base_patch16_224", DEIT3, params="86.6", macs="17.5"),
     Row("deit3_large_patch16_224", DEIT3, params="304.4", macs="61.6"),
-    Row("deit3_huge_patch14_224", DEIT3, params="632.1", macs="167.4", why="by 0.06 %, and the source does not say what it counts"),
+    Row(
+        "deit3_huge_patch14_224",
+        DEIT3,
+        params="632.1",
+        macs="167.4",
+        why="by 0.06 %, and the source does not say what it counts",
+    ),
     Row("gpt2", GPT2, params="117", why=MISCOUNTED, **GPT2_INPUT),
     Row("gpt2_medium", GPT2, params="345", why=MISCOUNTED, **GPT2_INPUT),
     Row("gpt2_large", GPT2, params="762", why=MISCOUNTED, **GPT2_INPUT),

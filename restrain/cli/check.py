@@ -11,6 +11,7 @@ from restrain.cli.show import Name, Overrides
 
 if TYPE_CHECKING:
     from restrain.training.build import Data
+    from restrain.training.memory import Memory
 
 
 def check(
@@ -30,6 +31,7 @@ def check(
     from restrain.cli.tables import show_facts
     from restrain.parallel import precision
     from restrain.parallel.world import World
+    from restrain.recipe.schema_data import WITHOUT_ROOT
     from restrain.training import build, inspection, placement
     from restrain.training.arithmetic import Scale
     from restrain.training.memory import memory_of
@@ -44,11 +46,11 @@ def check(
     wanted = build.with_classes(wanted, data)
     model = inspection.model_without_memory(wanted)
     sides = build.image_sides(wanted)
-    pixels = sides[0] ** 2 if sides else wanted.data.context * PIXELS_A_TOKEN
+    pixels = data.pixels if data else sides[0] ** 2 if sides else wanted.data.context * PIXELS_A_TOKEN
     micro = placement.place(wanted, World(), device, pixels).micro
     scale = Scale(wanted, int(data.train.counts.sum()) if data else None, "data.root" if data else _unknown(wanted))
-    if data and wanted.data.name == "digits":
-        scale = Scale(wanted, scale.samples, "the digits set")
+    if data and wanted.data.name in WITHOUT_ROOT:
+        scale = Scale(wanted, scale.samples, f"the {wanted.data.name} set")
     memory = memory_of(wanted, model, None, micro, number_format)
     show_facts(
         " ".join([resolved.name, *(overrides or [])]),
@@ -66,23 +68,25 @@ def check(
     if problem is not None:
         raise problem
     if not no_run:
-        show_facts("", [("dry run".ljust(len("learning rate")), _run(wanted, data, micro))])
+        show_facts("", [("dry run".ljust(len("learning rate")), _run(wanted, data, memory))])
 
 
 def _open(recipe: Any) -> tuple[Data | None, list[str], Exception | None]:
     """The data, lines about them, and what is wrong with them, which is told last."""
     from restrain.data.progress import console_reporter
     from restrain.errors import RestrainError
+    from restrain.recipe.schema_data import WITHOUT_ROOT
     from restrain.training import build, inspection
 
-    if recipe.data.name != "digits" and recipe.data.root is None:
+    made = recipe.data.name in WITHOUT_ROOT
+    if not made and recipe.data.root is None:
         return None, [f"{recipe.data.name}: {_unknown(recipe)} (data.root=FOLDER, or the site file)"], None
     try:
-        with console_reporter() if recipe.data.name != "digits" else nullcontext() as reporter:
+        with nullcontext() if made else console_reporter() as reporter:
             data = build.open_data(recipe, reporter)
     except RestrainError as error:
         return None, ["does not fit; what is wrong stands below"], error
-    where = f" in {recipe.data.root}" if recipe.data.name != "digits" else ""
+    where = "" if made else f" in {recipe.data.root}"
     first, *rest = inspection.data_lines(data)
     return data, [f"{recipe.data.name}{where}: {first}", *rest], None
 
@@ -91,13 +95,16 @@ def _unknown(recipe: Any) -> str:
     return "data.root is not set" if getattr(recipe.data, "root", "") is None else "the data cannot be used"
 
 
-def _run(recipe: Any, data: Data | None, micro: int) -> list[str]:
-    from restrain.training.dry_run import dry_run
+def _run(recipe: Any, data: Data | None, memory: Memory) -> list[str]:
+    from restrain.training.dry_run import dry_run, held_and_needed
     from restrain.training.inspection import size
 
-    found = dry_run(recipe, data, micro)
+    held, needed = held_and_needed(recipe, memory)
+    if needed > held:
+        return [f"left out: one micro-batch takes about {size(needed)}, and this device has {size(held)}"]
+    found = dry_run(recipe, data, memory.micro)
     peak = f", {size(found.peak)} of GPU memory at most" if found.peak is not None else ""
-    rows = "images" if recipe.data.kind == "images" else "windows"
+    rows = {"images": "images", "tokens": "windows"}.get(recipe.data.kind, "sequences")
     images = f"{rows} of the training set" if found.real else f"made-up {rows}"
     where = f"on {found.device} in {found.number_format}"
     return [

@@ -22,9 +22,12 @@ from restrain.cli.completion import completion
 from restrain.cli.data import app as data
 from restrain.cli.evaluate import evaluate
 from restrain.cli.export import export
+from restrain.cli.grow import grow
+from restrain.cli.lesion import lesion
 from restrain.cli.lineage import lineage
 from restrain.cli.look import look
 from restrain.cli.predict import predict
+from restrain.cli.probe import probe
 from restrain.cli.recipes import recipes
 from restrain.cli.report import report
 from restrain.cli.runs import runs
@@ -97,6 +100,9 @@ app.command()(evaluate)
 app.command()(predict)
 app.command()(sample)
 app.command()(export)
+app.command()(probe)
+app.command()(lesion)
+app.command()(grow)
 app.command()(schema)
 app.command()(completion)
 app.add_typer(data, name="data")

@@ -23,6 +23,8 @@ def known_samples(data: Any) -> tuple[int | None, str]:
     """
     if data.name == "digits":
         return TRAINED_ON, "the digits set"
+    if data.name == "sequences":
+        return data.train, "data.train"
     if getattr(data, "mode", "") == "stream":
         return data.samples_per_epoch, "data.samples_per_epoch"
     if data.root is None:

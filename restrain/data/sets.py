@@ -20,6 +20,7 @@ from restrain.data.indexing import (
 )
 from restrain.data.reader import Source
 from restrain.data.remote.urls import check, is_remote, redact
+from restrain.data.sequences import SequenceSource
 from restrain.data.sources import FolderSource, ShardSource
 from restrain.data.wds.staged import StagedSource
 from restrain.data.wds.stages import Stage, find_stages
@@ -43,6 +44,9 @@ def open_source(
     """
     if data.name == "digits":
         return DigitsSource(split, classes)
+    if data.name == "sequences":
+        count = data.train if split == "train" else data.eval
+        return None if count is None else SequenceSource(data.task, split, data.length, count, data.seed)
     if data.name == "package":
         wanted = data.train if split == "train" else data.eval
         return None if wanted is None else packages.find("data.set", data.set)(data, wanted, classes)

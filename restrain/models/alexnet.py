@@ -73,4 +73,5 @@ SPECS = {"alexnet": None}
 def build(spec: None, wish: Wish) -> AlexNet:
     """AlexNet has one size; UserError for what only residual blocks have."""
     refuse_residual(wish)
+    wish.refuse_images_below(63)
     return AlexNet(wish)

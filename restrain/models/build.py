@@ -11,7 +11,20 @@ from torch import nn
 from restrain import packages
 from restrain.errors import UserError, nearest
 
-from . import alexnet, bert, densenet, gpt, preact, resnet, shared, vgg, vit
+from . import (
+    alexnet,
+    bert,
+    densenet,
+    gpt,
+    highway,
+    perceptron,
+    preact,
+    recurrent,
+    resnet,
+    shared,
+    vgg,
+    vit,
+)
 from .blocks import residual_blocks
 from .feedback import set_feedback
 from .foreign import SCRIPT, Build, build_own, elsewhere
@@ -34,6 +47,7 @@ KEYS = (
     "blurpool",
     "shape",
     "transformer",
+    "recurrent",
     "init",
 )
 
@@ -93,6 +107,9 @@ FAMILIES: tuple[tuple[Mapping[str, Any], Callable[[Any, Wish], nn.Module]], ...]
     (densenet.SPECS, densenet.build),
     (vgg.SPECS, vgg.build),
     (alexnet.SPECS, alexnet.build),
+    (highway.SPECS, highway.build),
+    (perceptron.SPECS, perceptron.build),
+    (recurrent.SPECS, recurrent.build),
     (vit.SPECS, vit.build),
     (gpt.SPECS, gpt.build),
     (bert.SPECS, bert.build),
@@ -101,7 +118,11 @@ MODELS: dict[str, Callable[[Wish], nn.Module]] = {
     name: partial(build, spec) for specs, build in FAMILIES for name, spec in specs.items()
 }
 # The join of a network that was asked for without one, where it is not to add; recipes have it of model_names.py.
-OWN_JOIN = dict.fromkeys(densenet.SPECS, "concat") | dict.fromkeys((*vgg.SPECS, *alexnet.SPECS), "none")
+OWN_JOIN = {
+    **dict.fromkeys(densenet.SPECS, "concat"),
+    **dict.fromkeys(highway.SPECS, "gate"),
+    **dict.fromkeys((*vgg.SPECS, *alexnet.SPECS, "rnn"), "none"),
+}
 
 
 def freeze(model: nn.Module, parts: Sequence[str]) -> None:

@@ -167,4 +167,5 @@ def build(spec: DenseNetSpec, wish: Wish) -> DenseNet:
     for key, plain in VARIANTS.items():
         if wish.options.get(key, plain) != plain:
             raise UserError(f"model.{key} is an option of ResNets, and {wish.name} is none.")
+    wish.refuse_images_below(2 ** (len(spec.depths) - 1) if spec.cifar else 29)
     return DenseNet(spec, wish)

@@ -101,7 +101,10 @@ class Join(DropPath):
 
     def meet(self, x: Tensor, branch: Tensor) -> Tensor:
         """The stream after the join, shown to the observers; ``branch`` holds what drop path has left of it."""
-        y = self.joined(x, branch)
+        return self.shown(x, branch, self.joined(x, branch))
+
+    def shown(self, x: Tensor, branch: Tensor, y: Tensor) -> Tensor:
+        """y, once the observers have seen it."""
         if self.observers:
             for observer in self.observers:
                 observer(self, x, branch, y)
@@ -200,21 +203,25 @@ class ScaleJoin(Join):
 
 
 class Gate(nn.Module):
-    """t(x) = sigmoid(W x + bias), the 1x1 convolution of each pixel or the linear layer of each token."""
+    """t(x) = sigmoid(W x + bias), the 1x1 convolution of each pixel or the linear layer of each token.
 
-    def __init__(self, chans: int, bias: float, tokens: bool):
+    ``kernel``: of a convolution that looks at more than the pixel.
+    """
+
+    def __init__(self, chans: int, bias: float, tokens: bool, kernel: int = 1):
         super().__init__()
-        self.opening, self.tokens = bias, tokens
-        self.weight = nn.Parameter(torch.empty(chans, chans))
+        self.opening, self.tokens, self.kernel = bias, tokens, kernel
+        self.weight = nn.Parameter(torch.empty(chans, chans, *([kernel, kernel] if kernel > 1 else [])))
         self.bias = nn.Parameter(torch.empty(chans))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.tokens:
             return torch.sigmoid(F.linear(x, self.weight, self.bias))
-        return torch.sigmoid(F.conv2d(x, self.weight[:, :, None, None], self.bias))
+        weight = self.weight if self.kernel > 1 else self.weight[:, :, None, None]
+        return torch.sigmoid(F.conv2d(x, weight, self.bias, padding=self.kernel // 2))
 
     def fills(self) -> dict[str, Fill]:
-        return {"weight": fan_in_uniform(self.weight.shape[1]), "bias": Fill("constant", self.opening)}
+        return {"weight": fan_in_uniform(self.weight[0].numel()), "bias": Fill("constant", self.opening)}
 
 
 class GateJoin(Join):
@@ -248,6 +255,20 @@ class ShortcutGateJoin(GateJoin):
 
     def joined(self, x: Tensor, branch: Tensor) -> Tensor:
         return branch + (1.0 - self.gate(x)) * x
+
+
+class ForgetJoin(Join):
+    """y = f x + branch, with the gate f computed by the block.
+
+    It is the cell of an LSTM with a forget gate, c_t = f_t c_{t-1} + i_t g_t (Gers, Schmidhuber and Cummins 2000).
+    Fully open, f = 1, it is ``add``: the LSTM of 1997. Observers are shown x before the gate. No recipe names it: it
+    comes with the network.
+    """
+
+    name = "forget"
+
+    def forward(self, x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
+        return self.shown(x, branch, gate * x + branch)
 
 
 class Conv1x1Join(Join):

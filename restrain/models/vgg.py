@@ -107,4 +107,5 @@ SPECS: dict[str, VGGSpec] = {
 def build(spec: VGGSpec, wish: Wish) -> VGG:
     """A VGG net of the given size; UserError for what only residual blocks have."""
     refuse_residual(wish)
+    wish.refuse_images_below(2 ** len(spec.depths))
     return VGG(spec, wish)

@@ -69,10 +69,36 @@ class Wish:
         """The drop probability of each of so many blocks, in depth order."""
         return tuple(drop_rate(self.rate, self.decay, depth, blocks) for depth in range(blocks))
 
+    def size(self, key: str, default: int | None = None) -> int:
+        """``model.shape``'s key, or the family's own; UserError where neither says it."""
+        found = self.shape.get(key, default)
+        if found is None:
+            raise UserError(f"model.shape.{key} is missing: model.name={self.name} is of any size.")
+        return found
+
+    def pixels(self) -> int:
+        """Numbers of an image, C H W; UserError where its size is not known, or is not one."""
+        if len(set(self.sides)) != 1:
+            told = "images of several sizes" if self.sides else "images of unknown size"
+            raise UserError(
+                f"model.name={self.name} reads each pixel with a weight of its own, and is given {told}. Let "
+                f"resolution.train and resolution.eval be one size, without a schedule."
+            )
+        return self.in_chans * self.sides[0] ** 2
+
     def refuse_join(self, family: str, *names: str) -> None:
         """Raises UserError where the recipe asks for one of these joins, which the family has no place for."""
         if self.join.name in names:
             raise UserError(f"model.join.name is {self.join.name!r}, which has no place in {family} ({self.name}).")
+
+    def refuse_images_below(self, pixels: int) -> None:
+        """Raises UserError for images of a side of which the network's poolings leave nothing."""
+        for side in self.sides:
+            if side < pixels:
+                raise UserError(
+                    f"resolution.train: {self.name} takes images of {pixels} pixels or more, as its poolings leave "
+                    f"nothing of smaller ones; these have {side}. Take larger ones, or a network with fewer poolings."
+                )
 
     def refuse_subset(self, because: str) -> None:
         """Raises UserError for the drop-path mode ``subset``."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from restrain.recipe import augmenting, language
+from restrain.recipe import augmenting, language, sequences
 from restrain.recipe.durations import Duration
 from restrain.recipe.model_names import FAMILIES, family_of
 
@@ -42,10 +42,10 @@ def problems(recipe: "Recipe") -> Iterator[Problem]:
     if found := [Problem(*one) for one in language.kinds(recipe)]:
         yield from found
         return
-    speaks = recipe.task == "language"
-    for one in language.problems(recipe) if speaks else language.images(recipe):
+    own = {"language": language.problems, "regress": sequences.problems}.get(recipe.task, language.images)
+    for one in itertools.chain(own(recipe), sequences.reading(recipe)):
         yield Problem(*one)
-    kind = (_order,) if speaks else (_data, _order, _resolution, _mix)
+    kind = (_order,) if recipe.data.kind != "images" else (_data, _order, _resolution, _mix)
     for check in (_secrets, _batch, _model, *kind, _optimizer, _schedule, _parallel, _checkpoint, _expect):
         yield from check(recipe)
 
@@ -129,12 +129,12 @@ def _model(recipe: "Recipe") -> Iterator[Problem]:
 
 
 def _sizes(recipe: "Recipe") -> Iterator[Problem]:
-    """Keys of ``model.shape`` and ``model.transformer`` that the network's family has no place for, or needs."""
+    """Keys of ``model.shape`` and its like that the network's family has no place for, or needs."""
     model = recipe.model
     if "/" in model.name and not model.name.startswith("timm/"):
         return  # code of one's own says itself what it takes
     found = family_of(model.name)
-    for section in ("shape", "transformer"):
+    for section in ("shape", "transformer", "recurrent"):
         taken = getattr(found[1], section) if found else ()
         for name in type(getattr(model, section)).model_fields:
             if name not in taken:
@@ -190,7 +190,7 @@ def _data(recipe: "Recipe") -> Iterator[Problem]:
         if channels != model.in_chans:
             yield Problem(f"data.{name}", f"has length {channels}, but model.in_chans = {model.in_chans}")
     if data.name == "digits":
-        if model.classes != DIGITS_CLASSES:
+        if isinstance(model.classes, int) and model.classes != DIGITS_CLASSES:
             yield Problem("model.classes", f"= {model.classes}, but data.name = digits has {DIGITS_CLASSES} classes")
         for name in ("decode", "max_bad", "cache"):
             yield from _idle(data, name, "data", "the digits are arrays, not files")
@@ -295,6 +295,12 @@ def _parallel(recipe: "Recipe") -> Iterator[Problem]:
                 yield Problem(
                     f"parallel.{name}", f"= {getattr(parallel, name)}, but parallel.strategy = single is one process"
                 )
+    if parallel.compile == "block" and recipe.track.probe is not None:
+        yield Problem(
+            "track.probe",
+            f"= {recipe.track.probe} reads inside of the blocks, which parallel.compile = block fuses: the steps that "
+            f"are read would compute other last bits. Set one of them to null or none",
+        )
 
 
 def _expect(recipe: "Recipe") -> Iterator[Problem]:

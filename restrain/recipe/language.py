@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from restrain.recipe.schema import Recipe
+    from restrain.recipe.schema_data import Data
 
 Pair = tuple[str, str]
 IMAGES_ONLY = (
@@ -18,7 +19,9 @@ IMAGES_ONLY = (
 def kinds(recipe: "Recipe") -> Iterator[Pair]:
     """Task and data that are not for one another; whatever else is amiss comes of this."""
     task, data = recipe.task, recipe.data
-    if task == "language" and data.kind != "tokens":
+    if (task == "regress") != (data.kind == "sequences"):
+        yield "task", f"= {task}, but data.name = {data.name}{_task_of(data)} has {_asks(data.kind)}"
+    elif task == "language" and data.kind != "tokens":
         yield "data.name", f"= {data.name}, but task = language reads tokens: use data.name=text or data.name=tokens"
     elif task != "language" and data.kind == "tokens":
         yield (
@@ -28,18 +31,32 @@ def kinds(recipe: "Recipe") -> Iterator[Pair]:
         )
 
 
+def _task_of(data: "Data") -> str:
+    return f" with data.task = {data.task}" if data.name == "sequences" else ""
+
+
+def _asks(kind: str) -> str:
+    return {
+        "sequences": "numbers to say: use task=regress",
+        "tokens": "tokens to say: use task=language",
+        "images": "images: use task=classify, or data.name=sequences for a regression",
+    }[kind]
+
+
 def problems(recipe: "Recipe") -> Iterator[Pair]:
     """What a language model has no place for, and sizes that do not fit."""
     data, model = recipe.data, recipe.model
     for key, because in IMAGES_ONLY:
-        if _set(recipe, key):
+        if is_set(recipe, key):
             yield key, f"does nothing: {because} (task = language)"
     if recipe.loss.name != "cross_entropy":
         yield "loss.name", f"= {recipe.loss.name}, but task = language has one right token at a time: cross_entropy"
     if data.name == "tokens" and data.documents:
-        yield "data.documents", "= true does nothing: no model here keeps its attention inside a document"
+        yield "data.documents", "= true does nothing: task = language gives a model its tokens alone"
     if data.name == "text" and data.eval is not None and data.holdout != type(data).model_fields["holdout"].default:
         yield "data.holdout", f"= {data.holdout:g} does nothing: data.eval = {data.eval} is what is evaluated"
+    if data.name == "sequences" and recipe.objective.name != "next_token":
+        yield "objective.name", f"= {recipe.objective.name}, but data.task = copy asks for the next token: next_token"
     shape = getattr(model, "shape", None)
     positions = getattr(shape, "context", None)
     if positions is not None and data.kind == "tokens" and data.context > positions:
@@ -54,11 +71,13 @@ def images(recipe: "Recipe") -> Iterator[Pair]:
     """What a recipe of images has no place for."""
     if not isinstance(recipe.model.classes, int):
         yield "model.classes", "= auto is for task = language, whose data say how many tokens there are; give a number"
-    if _set(recipe, "objective"):
+    elif recipe.model.classes < 2:
+        yield "model.classes", f"= {recipe.model.classes}, but task = {recipe.task} has at least 2 classes"
+    if is_set(recipe, "objective"):
         yield "objective", f"does nothing: task = {recipe.task} has labels"
 
 
-def _set(recipe: "Recipe", key: str) -> bool:
+def is_set(recipe: "Recipe", key: str) -> bool:
     """Whether a key holds something other than its default."""
     section, inner = recipe, key.split(".")
     for part in inner[:-1]:

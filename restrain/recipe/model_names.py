@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Family:
-    """``names``: of its sizes. ``shape``, ``transformer``: the keys of these sections that do something; ``needed``:
-    those of ``shape`` that a name does not settle. ``join``: that of its networks where a recipe names none."""
+    """``names``: of its sizes. ``shape``, ``transformer``, ``recurrent``: the keys of these sections that do something;
+    ``needed``: those of ``shape`` that a name does not settle. ``join``: that of a recipe that names none."""
 
     names: tuple[str, ...]
     shape: tuple[str, ...] = ()
     transformer: tuple[str, ...] = ()
     needed: tuple[str, ...] = ()
+    recurrent: tuple[str, ...] = ()
     join: str = "add"
 
 
@@ -47,6 +48,15 @@ FAMILIES: dict[str, Family] = {
         join="concat",
     ),
     "plain": Family(("vgg16", "vgg19", "vgg16_bn", "vgg19_bn", "cifar_vgg16_bn", "alexnet"), join="none"),
+    "highway_mlp": Family(("highway_mlp",), shape=("depth", "width"), needed=("depth",), join="gate"),
+    "highway_mlp_tanh": Family(("highway_mlp_tanh",), shape=("depth", "width"), needed=("depth",), join="gate"),
+    "highway": Family(("highway_19", "highway_32"), join="gate"),
+    "skip_perceptron": Family(("skip_perceptron",), shape=("depth", "width"), needed=("width",)),
+    "rnn": Family(("rnn",), shape=("depth", "width"), needed=("width",), recurrent=("reads",), join="none"),
+    "lstm1997": Family(("lstm1997",), shape=("depth", "width"), needed=("width",), recurrent=("reads", "input_bias")),
+    "lstm": Family(
+        ("lstm",), shape=("depth", "width"), needed=("width",), recurrent=("reads", "input_bias", "forget_bias")
+    ),
     "vit": Family(
         (
             "vit",

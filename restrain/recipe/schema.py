@@ -67,10 +67,10 @@ class Batch(Section):
 class Recipe(Section):
     """Everything that defines a run. Keys in the order in which a recipe is read."""
 
-    task: Literal["classify", "language"] | Annotated[str, Field(pattern=PACKAGE_NAME)] = Field(
+    task: Literal["classify", "language", "regress"] | Annotated[str, Field(pattern=PACKAGE_NAME)] = Field(
         default="classify",
-        description="What is learned: image classification, language (`objective`), or what PACKAGE/NAME of an "
-        "installed package says.",
+        description="What is learned: image classification, language (`objective`), a number at the end of a "
+        "sequence, or what PACKAGE/NAME of an installed package says.",
     )
     model: Model = Field(description="The network.")
     data: Data = Field(description="Where samples come from and how they are augmented.")

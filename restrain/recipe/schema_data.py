@@ -343,4 +343,35 @@ class Text(_Text):
     cache: ClassVar[None] = None
 
 
-Data = Annotated[Folder | WebDataset | Package | Digits | Tokens | Text, Field(discriminator="name")]
+class Sequences(_Text):
+    """Made-up sequences that ask a recurrent network to remember (Hochreiter and Schmidhuber 1997)."""
+
+    name: Literal["sequences"]
+    task: Literal["adding", "copy"] = Field(
+        description="adding: say the sum of the two numbers that were marked (task=regress). copy: say ten symbols "
+        "again after a gap (task=language)."
+    )
+    length: Positive = Field(default=200, description="Steps of a sequence.")
+    train: Positive = Field(default=50_000, description="Sequences to train on.")
+    eval: Positive | None = Field(default=1000, description="Other sequences to evaluate on; null: none.")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        default=0, description="Of the set: its sequences, whatever the seed of the run."
+    )
+
+    documents: ClassVar[bool] = False
+    max_bad: ClassVar[float] = 0.0
+    cache: ClassVar[None] = None
+
+    @property
+    def kind(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "tokens" if self.task == "copy" else "sequences"
+
+    @property
+    def context(self) -> int:
+        """Tokens of a window of the copy problem."""
+        return self.length
+
+
+Data = Annotated[Folder | WebDataset | Package | Digits | Tokens | Text | Sequences, Field(discriminator="name")]
+WITHOUT_ROOT = ("digits", "sequences")
+"""Sets that are read from no folder."""

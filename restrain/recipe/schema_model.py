@@ -165,6 +165,24 @@ class Transformer(Section):
     )
 
 
+class Recurrent(Section):
+    """How a recurrent network is built; null: as its name has it."""
+
+    reads: Literal["numbers", "tokens"] | None = Field(
+        default=None,
+        description="numbers: `in_chans` of them a step, and the last step is answered. tokens: one of `classes` a "
+        "step, and each is answered. null: numbers.",
+    )
+    input_bias: float | None = Field(
+        default=None,
+        description="Of an LSTM's input gates at first: negative keeps out what they were not taught to let in. null: "
+        "drawn as the weights are.",
+    )
+    forget_bias: float | None = Field(
+        default=None, description="Of an LSTM's forget gates at first: positive opens them. null: 1."
+    )
+
+
 class Init(Section):
     """Weights to begin with, instead of fresh ones."""
 
@@ -188,7 +206,7 @@ class Init(Section):
 if TYPE_CHECKING:
     Classes = int  # once it is settled, that is everywhere but in the checks of a recipe
 else:
-    Classes = Auto | Annotated[int, Field(ge=2)]
+    Classes = Auto | Positive
 
 
 class Model(Section):
@@ -199,12 +217,14 @@ class Model(Section):
         "or one of an installed package, as PACKAGE/NAME."
     )
     classes: Classes = Field(
-        description="Number of classes. Of a language model the tokens that it can say; auto: those of the data."
+        description="Number of classes; 1 where a number is said (task=regress). Of a language model the tokens that "
+        "it can say; auto: those of the data."
     )
     in_chans: Positive = Field(default=3, description="Channels of the input: 3 for colour, 1 for grey.")
     join: Join = Field(
         default=AddJoin(name="add"),
-        description="Where a branch meets the residual stream; by default concat in DenseNets, none in plain nets.",
+        description="Where a branch meets the residual stream; by default gate in highway networks, concat in DenseNets, "
+        "none in plain nets.",
     )
     zero_init: Auto | bool = Field(
         default="auto", description="Start the last norm scale of each branch at zero; auto: where the join adds."
@@ -232,6 +252,7 @@ class Model(Section):
     )
     shape: Shape = Field(default=Shape(), description="Sizes that the name leaves open.")
     transformer: Transformer = Field(default=Transformer(), description="How a transformer is built.")
+    recurrent: Recurrent = Field(default=Recurrent(), description="How a recurrent network is built.")
     init: Init | None = Field(default=None, description="Where weights come from; null: fresh ones from the seed.")
 
     @model_validator(mode="before")

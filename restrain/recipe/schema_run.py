@@ -88,6 +88,10 @@ class Track(Section):
     pixels: bool = Field(
         default=False, description="Hash augmented pixels into the ledger too (for tests; costs time)."
     )
+    probe: Every | None = Field(
+        default=None,
+        description="How often the depth X-ray reads every join (probes.jsonl), such as 100st; null: never.",
+    )
     wandb: Wandb = Field(default=Wandb(), description="Mirror at Weights & Biases.")
     tensorboard: bool = Field(default=False, description="Mirror as TensorBoard event files, in the run folder.")
 

@@ -21,6 +21,7 @@ from restrain.recipe.base import AsTuple, Section
 from restrain.recipe.building import build
 from restrain.recipe.layers import name_of
 from restrain.recipe.nodes import Mapping, Node, Origin, Scalar, read_file, relative
+from restrain.recipe.schema_data import WITHOUT_ROOT
 
 
 class SiteWandb(Section):
@@ -85,7 +86,7 @@ def site_layer(top: Mapping, names: Sequence[str], merged: Mapping) -> Mapping:
     entries: dict[str, Node] = {}
     kind = name_of(merged.entries.get("data"))
     root = _root(top.entries.get("data"), names, kind)
-    if root is not None and kind not in (None, "digits"):
+    if root is not None and kind not in (None, *WITHOUT_ROOT):
         data = {"name": merged.entries["data"].entries["name"], "root": root}  # type: ignore[union-attr]
         entries["data"] = Mapping(data, root.origin, {"root": root.origin})
     wandb = top.entries.get("wandb")

@@ -4,6 +4,7 @@
 
     recipe.lock.yaml   what defines the run            run.json      state, versions, hardware, attempts
     metrics.jsonl      the journal                     ledger.jsonl  one hash a step of what was trained on
+    probes.jsonl       what the probes read at every join, where the recipe has any
     mistakes.json      the surest wrong predictions of the last evaluation
     checkpoints/       step-N/, LATEST, BEST           attempts/N/   what belongs to one start of the run
     wandb/             the mirror's files              lease/        who is writing (restrain.run.lease)
@@ -47,6 +48,7 @@ class RunFolder:
         self.info_file = self.path / "run.json"
         self.journal = self.path / "metrics.jsonl"
         self.ledger = self.path / "ledger.jsonl"
+        self.probes = self.path / "probes.jsonl"
         self.mistakes = self.path / "mistakes.json"
         self.checkpoints = self.path / "checkpoints"
         self.attempts = self.path / "attempts"
@@ -203,6 +205,7 @@ OWN = (
     "run.json",
     "metrics.jsonl",
     "ledger.jsonl",
+    "probes.jsonl",
     "mistakes.json",
     "checkpoints",
     "attempts",

@@ -19,6 +19,7 @@ from restrain.recipe.model_names import family_of
 from restrain.training.micro import (
     BYTES_A_PIXEL,
     BYTES_A_TOKEN,
+    PIXELS_A_STEP,
     PIXELS_A_TOKEN,
     PIXELS_WORTH_SPLITTING,
     auto_micro,
@@ -160,6 +161,8 @@ def micro_lines(scale: Scale, used: dict[str, Any] | None = None) -> list[str]:
     whole, group = recipe.batch.global_, recipe.batch.group
     tokens = recipe.data.context if recipe.data.kind == "tokens" else None
     pixels = (recipe.resolution.train or DIGITS_SIDE) ** 2 if tokens is None else tokens * PIXELS_A_TOKEN
+    if recipe.data.kind == "sequences":
+        pixels = recipe.data.context * PIXELS_A_STEP
     row_bytes = None if tokens is None else tokens * BYTES_A_TOKEN
     worlds = allowed_worlds(whole, group)
     lines = [

@@ -19,6 +19,7 @@ from restrain.data.remote.urls import is_remote
 from restrain.data.wds.stream import LOST, StreamSource
 from restrain.insight.cost import input_macs
 from restrain.insight.mistakes import Mistakes
+from restrain.insight.probe import Probe, Sampler
 from restrain.insight.profile import Profile
 from restrain.insight.progress import Length, Progress
 from restrain.insight.throughput import Hardware, Throughput
@@ -115,7 +116,7 @@ class Attempt:
     def progress(self, task: Task, state: RunState, plan: Plan, total: int) -> Progress:
         """The bar, or the lines, of this start."""
         recipe, epoch = self.recipe, plan.steps_per_epoch
-        size, unit = 1, "images"
+        size, unit = 1, "images" if recipe.data.kind == "images" else "sequences"
         if recipe.data.kind == "tokens":
             size, unit = self.data.train_pipeline.size, "tokens"
         length = Length(total, state.step, -(-total // epoch), epoch, recipe.batch.global_ * size, unit)
@@ -169,6 +170,7 @@ class Attempt:
             pixels=self.recipe.track.pixels,
             audited=not isinstance(self.data.train, StreamSource),
             accuracy=task.accuracy,
+            probes=Journal(self.folder.probes, guard=self.lease.check) if self.recipe.track.probe else None,
             callbacks=self.own.callbacks,
             waiting=Waiting(self.laps, self.where.data_threads, is_remote(getattr(self.recipe.data, "root", None))),
         )
@@ -262,6 +264,14 @@ class Attempt:
                 file.writelines(json.dumps(entry) + "\n" for entry in entries)
                 file.flush()
                 os.fsync(file.fileno())
+
+    def probes(self, task: Task, plan: Plan, total: int) -> Sampler | None:
+        """What reads the joins: on rank 0 alone, whose rows stand for all."""
+        cadence = self.recipe.track.probe
+        if cadence is None or self.world.rank:
+            return None
+        due = build.every(cadence, plan, total)
+        return Sampler(Probe(task.model), lambda step: step == 1 or due(step))
 
     def profile(self, plan: Plan, total: int) -> Profile | None:
         if self.recipe.profile is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,6 +190,11 @@ class Border:
     def hopeless(self) -> bool:
         """Whether a tripwire has broken that stops the run."""
         return any(tripped.wire.act == "stop" for tripped in self.tripped)
+
+    def probed(self, step: int, joins: Sequence[str], values: Mapping[str, Sequence[float | None]]) -> None:
+        """Write down what the probes read in a step; on disk before a checkpoint of it, as the journal is."""
+        if self.recorder is not None:
+            self.recorder.probed(step, joins, values)
 
     def evaluation_is_due(self) -> bool:
         step = self.state.step

@@ -22,6 +22,7 @@ from restrain.data.mix import Mix
 from restrain.data.order import ORDER_VERSION, Order, Plan, Segment, resolve_shuffle
 from restrain.data.progressive import Sides
 from restrain.data.reader import BadSample, Source
+from restrain.data.sequences import SequenceRows
 from restrain.data.text.loader import TokenRows
 from restrain.data.text.plain import ShiftedOrder, TextSource
 from restrain.data.wds.stages import Stage
@@ -42,9 +43,10 @@ from restrain.training.border import Cadence
 from restrain.training.classify import Classify, build_loss
 from restrain.training.inputs import image_sides, like_inputs
 from restrain.training.language import Language, MaskedTokens
-from restrain.training.micro import PIXELS_A_TOKEN
+from restrain.training.micro import PIXELS_A_STEP, PIXELS_A_TOKEN
 from restrain.training.own import Own, check_rows
 from restrain.training.placement import Placement
+from restrain.training.sequences import Recall, Regress
 from restrain.training.state import RunState
 from restrain.training.task import Task
 
@@ -66,14 +68,15 @@ class Data:
     @property
     def pixels(self) -> int:
         """Height x width of a training image, the largest of the run; of tokens what is as much work."""
-        side = self.train_pipeline.size
-        return side**2 if len(self.train_pipeline.shape) == 3 else side * PIXELS_A_TOKEN
+        side, axes = self.train_pipeline.size, len(self.train_pipeline.shape)
+        return {3: side**2, 2: side * PIXELS_A_STEP, 1: side * PIXELS_A_TOKEN}[axes]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a training sample as it is handed over: channels, height, width of an image; tokens of a window."""
-        *size, last = self.train_pipeline.shape
-        return (last, *size)
+        """Of a training sample as it is handed over: channels, height, width of an image; tokens of a window; steps and
+        numbers of a sequence."""
+        shape = self.train_pipeline.shape
+        return (shape[2], *shape[:2]) if len(shape) == 3 else shape
 
 
 def open_data(recipe: Recipe, reporter: Reporter | None = None, stages: Sequence[Stage] = ()) -> Data:
@@ -81,6 +84,10 @@ def open_data(recipe: Recipe, reporter: Reporter | None = None, stages: Sequence
     script's own."""
     if recipe.data.kind == "tokens":
         return _open_tokens(recipe, reporter)
+    if recipe.data.kind == "sequences":
+        train, rows = sets.open_source(recipe.data, "train"), SequenceRows(recipe.data.context)
+        assert train is not None
+        return Data(train, sets.open_source(recipe.data, "eval"), rows, rows, (), ())
     classes = recipe.model.classes
     train = sets.open_source(recipe.data, "train", classes=classes, reporter=reporter, stages=stages)
     assert train is not None
@@ -261,7 +268,7 @@ def build_model_on(recipe: Recipe, device: torch.device, seed: int, own: Build |
         model = build_model(section, seed, image_sides(recipe), own).to(dtype).to(device)
     else:
         with torch.device("meta"):
-            model = build_model(section)
+            model = build_model(section, sides=image_sides(recipe))
         materialise(model.to(dtype), device, seed)
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     set_group(model, recipe.batch.group)
@@ -313,8 +320,13 @@ def build_task(recipe: Recipe, data: Data, device: torch.device, own: Own | None
         blocks.apply_remat(model)
     if recipe.parallel.compile == "block":
         blocks.apply_compile(model)
-    make = OWN_TASKS.get(recipe.task) or partial(_classify, own=own)
-    return make(recipe, model, data).to(device)
+    return task_around(recipe, model, data, own).to(device)
+
+
+def task_around(recipe: Recipe, model: nn.Module, data: Data, own: Own | None = None) -> Task:
+    """The recipe's task around a model that is there already."""
+    make = OWN_TASKS.get(recipe.task) or partial(_classify, own=own or Own())
+    return make(recipe, model, data)
 
 
 def _classify(recipe: Recipe, model: nn.Module, data: Data, own: Own = NOTHING_OWN) -> Task:
@@ -328,11 +340,20 @@ def _language(recipe: Recipe, model: nn.Module, data: Data) -> Task:
     if objective.name == "masked_token":
         # The last output is the mask's own: a larger model.classes leaves tokens between that nobody uses.
         masked = MaskedTokens(outputs_needed(recipe, data.train) - 1, objective.rate)
-    return Language(model, recipe.loss.smoothing, masked, recipe.seed)
+    make = Recall if recipe.data.name == "sequences" else Language
+    return make(model, recipe.loss.smoothing, masked, recipe.seed)
+
+
+def _regress(recipe: Recipe, model: nn.Module, data: Data) -> Task:
+    return Regress(model)
 
 
 # Another task of ours is a line here. That of a script or a package is a Classify.
-OWN_TASKS: dict[str, Callable[[Recipe, nn.Module, Data], Task]] = {"classify": _classify, "language": _language}
+OWN_TASKS: dict[str, Callable[[Recipe, nn.Module, Data], Task]] = {
+    "classify": _classify,
+    "language": _language,
+    "regress": _regress,
+}
 
 
 def build_state(recipe: Recipe, task: Task, plan: Plan, total: int, device: torch.device) -> RunState:

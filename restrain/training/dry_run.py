@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from restrain.parallel import precision
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.training import build, opening, placement
+from restrain.training.memory import Memory
 
 ROWS_ON_A_CPU = 8  # of the batches of large networks a CPU computes a few images a second
 
@@ -38,6 +40,18 @@ class DryRun:
     norm: float
     seconds: float
     peak: int | None
+
+
+def held_and_needed(recipe: Recipe, memory: Memory) -> tuple[int, int]:
+    """Bytes of the device that is there, and those that a dry run takes: no optimizer, and on a CPU few rows."""
+    device = placement.device_of(recipe, World())
+    held = (
+        torch.cuda.mem_get_info(device)[1]
+        if device.type == "cuda"
+        else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    )
+    share = 1.0 if device.type == "cuda" else min(memory.micro, ROWS_ON_A_CPU) / memory.micro
+    return held, int(memory.weights + memory.gradients + memory.activations * share)
 
 
 def dry_run(recipe: Recipe, data: build.Data | None, micro: int) -> DryRun:

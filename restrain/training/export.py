@@ -64,8 +64,8 @@ def export(path: Path, to: str, out: Path | None, weights: str = "auto", unfinis
     if target.is_dir() or not target.parent.is_dir():
         raise UserError(f"-o {target}: name a file in a folder that exists, such as model{ending}.")
     model = loaded.model.float()
-    if loaded.recipe.data.kind == "tokens" and to == "timm":
-        raise UserError("timm has no language models. Export it with --to safetensors, onnx or torch.export.")
+    if loaded.recipe.data.kind != "images" and to == "timm":
+        raise UserError("timm has models of images alone. Export it with --to safetensors, onnx or torch.export.")
     sides = image_sides(loaded.recipe)
     side = loaded.recipe.resolution.eval or (sides[0] if sides else 0)
     images = inputs(loaded.recipe, side)
@@ -91,7 +91,8 @@ def inputs(recipe: Recipe, side: int) -> Tensor:
     if recipe.data.kind == "tokens":
         keys = draws.mix(recipe.seed, np.arange(ROWS * recipe.data.context).reshape(ROWS, -1))
         return torch.from_numpy(draws.integers(keys, recipe.model.classes))
-    shape = (ROWS, recipe.model.in_chans, side, side)
+    size = (recipe.data.context, recipe.model.in_chans) if recipe.data.kind == "sequences" else None
+    shape = (ROWS, *(size or (recipe.model.in_chans, side, side)))
     keys = draws.mix(recipe.seed, np.arange(int(np.prod(shape))).reshape(shape))
     return torch.from_numpy(draws.normal(keys)).float()
 
@@ -102,7 +103,7 @@ def described(loaded: Loaded, to: str, side: int, difference: float) -> dict[str
     return {
         "format": to,
         "architecture": recipe.model.name,
-        **(_of_text(loaded) if recipe.data.kind == "tokens" else _of_images(recipe, side)),
+        **{"tokens": _of_text, "sequences": _of_sequences}.get(recipe.data.kind, _of_images)(loaded, side),
         "weights": loaded.weights,
         "provenance": {
             "restrain": __version__,
@@ -118,7 +119,8 @@ def described(loaded: Loaded, to: str, side: int, difference: float) -> dict[str
     }
 
 
-def _of_images(recipe: Recipe, side: int) -> dict[str, Any]:
+def _of_images(loaded: Loaded, side: int) -> dict[str, Any]:
+    recipe = loaded.recipe
     return {
         "classes": class_names(recipe) or recipe.model.classes,
         "input": {"layout": "NCHW", "dtype": "float32", "shape": ["batch", recipe.model.in_chans, side, side]},
@@ -127,7 +129,16 @@ def _of_images(recipe: Recipe, side: int) -> dict[str, Any]:
     }
 
 
-def _of_text(loaded: Loaded) -> dict[str, Any]:
+def _of_sequences(loaded: Loaded, side: int) -> dict[str, Any]:
+    recipe = loaded.recipe
+    return {
+        "input": {"dtype": "float32", "shape": ["batch", recipe.data.context, recipe.model.in_chans]},
+        "output": "one number",
+        "preprocessing": None,
+    }
+
+
+def _of_text(loaded: Loaded, side: int) -> dict[str, Any]:
     recipe = loaded.recipe
     return {
         "classes": recipe.model.classes,

@@ -205,7 +205,7 @@ def _train(attempt: Attempt, say: Callable[[str], None]) -> Result:
     start = state.step
     loader = build.build_train_loader(recipe, attempt.data, plan, world, attempt.where, start, total, attempt.laps)
     batches = OnDevice(loader, attempt.device) if attempt.device.type == "cuda" else loader
-    run = Run(task, state, plan, world, border, settings)
+    run = Run(task, state, plan, world, border, settings, attempt.probes(task, plan, total))
     sound = False
     try:
         with progress, lightning.quiet():

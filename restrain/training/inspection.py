@@ -41,7 +41,8 @@ def model_lines(recipe: Recipe, model: nn.Module) -> list[str]:
         side = build.image_sides(recipe)[0]
         macs = forward_macs(model, recipe.model.in_chans, side, side)
     else:
-        build.check_speaks(recipe, model)
+        if recipe.data.kind == "tokens":
+            build.check_speaks(recipe, model)
         macs = input_macs(model, like_inputs(recipe, 1, torch.float32))
     return [
         f"{recipe.model.name}, {recipe.model.classes:,} {'classes' if recipe.data.kind == 'images' else 'outputs'}",
@@ -63,6 +64,9 @@ def block_lines(recipe: Recipe, model: nn.Module) -> list[str]:
         f"{len(blocks)}: {blocks[0][0]} ... {blocks[-1][0]}   ({counts})",
         f"{len(joins)} joins: {joins[0][0]} ... {joins[-1][0]}" if joins else "joins: the model's own",
     ]
+    projections = sum(isinstance(module, nn.Linear) for _, block in blocks for module in block.modules())
+    if projections:
+        lines.append(f"{projections} projections: linear layers of queries, keys, values, outputs and MLPs")
     rates = [join.rate for _, join in joins if join.rate]
     if rates:
         lines.append(f"drop path: {len(rates)} of {len(joins)} joins, rates {min(rates):.4g} to {max(rates):.4g}")
@@ -179,6 +183,9 @@ def data_lines(data: build.Data) -> list[str]:
             held = f"{int(evaluation.counts.sum()):,} windows to evaluate"
         return [f"{windows:,} training windows of {context} tokens, a vocabulary of {vocabulary:,}", held]
     classes = f", {len(train.classes):,} classes" if train.classes else ""
+    if not train.channels:
+        held = f"{int(evaluation.counts.sum()):,} to evaluate" if evaluation is not None else "nothing to evaluate on"
+        return [f"{int(train.counts.sum()):,} training sequences of {data.train_pipeline.size} steps", held]
     lines = [
         f"{int(train.counts.sum()):,} training samples in {len(train.counts):,} "
         f"{'shard' if len(train.counts) == 1 else 'shards'}{classes}, {train.channels} channel"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from restrain.insight.cost import saved_bytes, weightless
 from restrain.models import named_joins, set_factors, set_group
@@ -70,9 +71,19 @@ def _activations(recipe: Recipe, model: nn.Module, side: int | None, micro: int,
 def optimizer_bytes(section: Any, model: nn.Module) -> int:
     """Bytes of the state that an optimizer keeps for a model.
 
-    How many slots a parameter has is the optimizer's own affair (Muon goes by its shape): it is made for a twin in
-    which all parameters of one shape are one, so that little is allocated.
+    How many slots a parameter has is the optimizer's own affair (Muon goes by its shape): it is made, and takes a step,
+    for a twin of fake tensors, which have shapes and no memory: one matrix of GPT-3 would be 2 GB. An optimizer that
+    looks at values (Muon) is made for tensors of zeros.
     """
+    try:
+        with FakeTensorMode():
+            return _optimizer_bytes(section, model)
+    except DataDependentOutputException:
+        return _optimizer_bytes(section, model)
+
+
+def _optimizer_bytes(section: Any, model: nn.Module) -> int:
+    """All parameters of one shape are one in the twin, so that little is allocated or done."""
     by_kind: dict[Any, nn.Parameter] = {}
     parameters = list(model.parameters())
     kinds = [(p.shape, p.dtype, p.requires_grad) for p in parameters]

@@ -13,6 +13,8 @@ BYTES_A_PIXEL = 2048
 # thread), of memory as more: a GPT-2 of 124M keeps about 1 MB a token, a third of it logits.
 PIXELS_A_TOKEN = 64
 BYTES_A_TOKEN = 1 << 20
+# A network that takes one step of a sequence after the other works on a row's share of a single step at a time.
+PIXELS_A_STEP = 1
 
 
 def auto_micro(

@@ -161,7 +161,7 @@ def open_run(
         folder.write_lock(lockfile.render(to_yaml(recipe), lock_identity, __version__))
     # A held line is written again, with its evaluation.
     journal.truncate_after(folder.journal, opening.step - 1 if held else opening.step, folder.attempt_dir)
-    for path in (folder.ledger, *folder.path.glob("bad_samples*.jsonl")):
+    for path in (folder.ledger, folder.probes, *folder.path.glob("bad_samples*.jsonl")):
         journal.truncate_after(path, opening.step, folder.attempt_dir)
     # In run.json as well: a kill before the next checkpoint must not make them forgotten, the lock has changed already.
     known = folder.interventions

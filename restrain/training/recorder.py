@@ -16,6 +16,7 @@ from restrain.run import ledger
 from restrain.run.journal import Journal
 from restrain.run.mirrors import Mirror
 from restrain.run.numbers import loose, number
+from restrain.run.probes import line as probe_line
 from restrain.training.vector import Reading
 from restrain.training.waiting import Waiting
 
@@ -29,6 +30,7 @@ class Recorder:
         every, seconds: step -> whether the journal has a line for it; or a line every so many seconds.
         pixels: whether the ledger carries the pixel hash. audited: whether anybody can
             say what its hashes are to be. accuracy: whether the task has any.
+        probes: the file of the probes' lines; None where the recipe has none.
         callbacks: told of each step. waiting: says when the data are waited for.
     """
 
@@ -45,12 +47,13 @@ class Recorder:
         pixels: bool = False,
         audited: bool = True,
         accuracy: bool = True,
+        probes: Journal | None = None,
         callbacks: Sequence[Any] = (),
         waiting: Waiting | None = None,
     ):
         self.journal, self.ledger_file, self.progress, self.mirrors = journal, ledger_file, progress, mirrors
         self.plan, self.every, self.seconds, self.pixels = plan, every, seconds, pixels
-        self.audited, self.accuracy = audited, accuracy
+        self.audited, self.accuracy, self.probes = audited, accuracy, probes
         self.callbacks, self.waiting = callbacks, waiting
         self.skipped = 0
         self.last = self.last_line = time.perf_counter()
@@ -125,17 +128,26 @@ class Recorder:
         self.last_line = now
         return True
 
+    def probed(self, step: int, joins: Sequence[str], values: Mapping[str, Sequence[float | None]]) -> None:
+        """Write what the probes read in a step."""
+        assert self.probes is not None
+        self.probes.write(probe_line(step, joins, values))
+
+    @property
+    def files(self) -> list[Journal]:
+        return [file for file in (self.ledger_file, self.probes, self.journal) if file is not None]
+
     def sync(self) -> None:
         """Everything written so far is on the disk when this returns."""
-        self.ledger_file.sync()
-        self.journal.sync()
+        for file in self.files:
+            file.sync()
 
     def close(self, keep_errors: bool = False) -> None:
         """Write what is left and stop. ``keep_errors``: another error is being told; do not replace it."""
         self.progress.close()
         for mirror in self.mirrors:
             mirror.close(exit_code=int(keep_errors))
-        for file in (self.ledger_file, self.journal):
+        for file in self.files:
             with contextlib.suppress(*([WorldError] if keep_errors else [])):
                 file.close()
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from restrain.errors import RestrainError, UserError
-from restrain.insight.report import Curves, Event, Gallery, Page, Picture, RecipeLine, RunPage, data_uri, reduce
+from restrain.insight.report import Curves, Event, Gallery, Maps, Page, Picture, RecipeLine, RunPage, data_uri, reduce
 from restrain.recipe import Recipe, leaves
 from restrain.recipe.writing import flow
+from restrain.run import probes
 from restrain.run.folder import RunFolder
 from restrain.run.history import Column, clock, columns, training_seconds
 from restrain.run.numbers import loose
@@ -48,6 +49,7 @@ def gather(paths: Sequence[Path], images: bool = True) -> Page:
             _curves(histories[n], most),
             _events(paths[n], infos[n], histories[n]),
             list(_recipe_lines(recipes[n], runs[n].changes, differs)),
+            _maps(paths[n]),
         )
         for n in range(len(runs))
     ]
@@ -168,6 +170,12 @@ def _events(path: Path, info: dict[str, Any], history: dict[str, Column]) -> lis
         text = f"{one['metric']} was {one['value']:.5g}" + (", the run was stopped" if one.get("act") == "stop" else "")
         found.append(Event(one["step"], "tripwire", text))
     return sorted(found, key=lambda event: (event.step, event.kind))
+
+
+def _maps(path: Path) -> Maps | None:
+    """What the run's probes have read; None where it has none."""
+    found = probes.read(RunFolder(path).probes)
+    return Maps(found.steps, found.joins, found.values) if found.steps else None
 
 
 # --------------------------------------------------------------------------------------------------------------- images

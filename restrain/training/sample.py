@@ -15,6 +15,7 @@ from restrain.models.gpt import Gpt
 from restrain.models.sampling import sample_tokens
 from restrain.training.loaded import Loaded
 
+WORTH_THREADS = 10_000_000  # parameters; of a smaller model the matrix products of one token are not worth sharing
 Tokenizer = Bytes | Characters | FileTokenizer
 
 
@@ -37,6 +38,8 @@ def sample(loaded: Loaded, wanted: Wanted, tokenizer: str | None = None) -> str:
     missing tokenizer.
     """
     model = _speaker(loaded)
+    if sum(p.numel() for p in model.parameters()) < WORTH_THREADS:
+        torch.set_num_threads(1)
     known = _tokenizer(loaded, tokenizer, isinstance(wanted.prompt, str))
     tokens = _encoded(known, wanted.prompt) if isinstance(wanted.prompt, str) else list(wanted.prompt)
     found = sample_tokens(
@@ -57,8 +60,8 @@ def _speaker(loaded: Loaded) -> Gpt:
         raise UserError(f"{run} has task={recipe.task}: text comes from runs of task=language.")
     if recipe.objective.name != "next_token":
         raise UserError(
-            f"{run} has objective.name={recipe.objective.name}: it fills in what is masked and says no next token. Text "
-            f"comes from runs of objective.name=next_token."
+            f"{run} has objective.name={recipe.objective.name}: it fills in what is masked and says no next token. "
+            f"Text comes from runs of objective.name=next_token."
         )
     if not isinstance(loaded.model, Gpt):
         raise UserError(f"{run} has model.name={recipe.model.name}, and text comes from the models of gpt's family.")

@@ -21,6 +21,7 @@ from restrain import draws
 from restrain.data.loader import MicroBatch, StepBatch
 from restrain.data.order import Plan
 from restrain.draws import Purpose
+from restrain.insight.probe import Probe, Sampler
 from restrain.models.blocks import named_joins, set_factors
 from restrain.models.norm import StagedStatistics
 from restrain.optim.stepping import guarded_step
@@ -56,7 +57,16 @@ class Run(L.LightningModule):
     leaving) is :class:`restrain.training.border.Border`'s.
     """
 
-    def __init__(self, task: Task, state: RunState, plan: Plan, world: World, border: Border, settings: StepSettings):
+    def __init__(
+        self,
+        task: Task,
+        state: RunState,
+        plan: Plan,
+        world: World,
+        border: Border,
+        settings: StepSettings,
+        probes: Sampler | None = None,
+    ):
         super().__init__()
         self.automatic_optimization = False
         self.task, self.state, self.plan, self.world, self.border, self.settings = (
@@ -67,6 +77,7 @@ class Run(L.LightningModule):
             border,
             settings,
         )
+        self.probes = probes
         self.net: torch.nn.Module = task.model
         self.place = next(task.model.parameters()).device
         self.statistics = StagedStatistics(task.model)
@@ -151,9 +162,13 @@ class Run(L.LightningModule):
         for p in self.trained:
             p.grad = None
         rows_here = len(parts) * self.settings.micro
+        probe = self.probes.probe if self.probes is not None and self.probes.due(step + 1) else None
         losses, corrects, hash_, pixels = [], [], 0, 0
         for number, (micro, (first, positions)) in enumerate(zip(batch.micros, parts, strict=True)):
-            loss, correct = self.micro_step(micro, step, first, rows_here, number == len(parts) - 1)
+            loss, correct = self.micro_step(micro, step, first, rows_here, number == len(parts) - 1, probe)
+            if number == 0 and probe is not None:
+                self.border.probed(step + 1, *probe.take(self.to_mean_loss(len(parts))))
+                probe = None  # the first micro-batch stands for all
             losses.append(loss)
             corrects.append(correct)
             # Positions come from the plan, never from the loader: a row in the wrong place changes the hash.
@@ -173,7 +188,13 @@ class Run(L.LightningModule):
         state.step = step + 1
         self.vector.keep(state.step, epoch, lr, vector)
 
-    def micro_step(self, micro: MicroBatch, step: int, first: int, rows_here: int, last: bool) -> tuple[Tensor, Tensor]:
+    def to_mean_loss(self, micros: int) -> float:
+        """What makes gradients of a micro-step's loss those of its rows' mean loss."""
+        return micros / (float(self.state.scaler.scale) if self.state.scaler is not None else 1.0)
+
+    def micro_step(
+        self, micro: MicroBatch, step: int, first: int, rows_here: int, last: bool, probe: Probe | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Forward and backward of one micro-batch; (sum of row losses, number of correct rows), on the device."""
         samples = micro.images.to(self.place, non_blocking=True)
         labels = micro.labels.to(self.place, non_blocking=True)
@@ -183,7 +204,8 @@ class Run(L.LightningModule):
         with self.net.no_sync() if reduce_later else nullcontext():  # pyright: ignore
             with precision.autocast(self.settings.precision, self.place):
                 example = self.task.example(samples, labels, micro.mix, step, first)
-                outputs = self.net(example.inputs)
+                with probe.attached() if probe is not None else nullcontext():
+                    outputs = self.net(example.inputs)
             rows = self.task.rows(outputs, example.target)
             # The loss is the mean over the global batch. DDP averages over ranks, so a row weighs one over the
             # number of this rank's rows; said as the rows' gradient, the mean need not be computed and differentiated.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.bad_input import packing, remote, runs, sets, shards, survey, tokens, wds, written
+from tests.bad_input import language, packing, remote, runs, sets, shards, survey, tokens, wds, written
 from tests.bad_input.harness import Case
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
@@ -26,6 +26,7 @@ PARTS: dict[str, list[Case]] = {
     "Labels": shards.LABELS,
     "Shards": shards.SHARDS,
     "Tokens": tokens.TOKENS,
+    "Language models": language.LANGUAGE,
     "Looking at a set": survey.SURVEY,
     "Packing": packing.PACKING,
     "Stages and streams": wds.WDS,

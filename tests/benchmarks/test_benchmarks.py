@@ -75,3 +75,14 @@ def test_tokens(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "out" / "figures.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["restrain", "restrain, no CRC", "numpy", "numpy, one slice", "webdataset"]
     assert all(row["windows_per_s"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_transformers(tmp_path: Path) -> None:
+    tiny = ["--images", "2", "--image-size", "32", "--windows-of-tokens", "1", "--context", "16", "--steps", "1"]
+    tiny += ["--windows", "1", "--warmup", "1", "--no-compile"]
+    found = results(tmp_path, "transformers.py", "--device", "cpu", *tiny)
+    assert set(found) == {"ViT-B/16, eager", "GPT-2 124M, eager"}
+    for row in found.values():
+        assert set(row["seconds"]) == {"bare loop", "restrain"}
+        assert row["macs"] > 0

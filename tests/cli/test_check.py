@@ -144,3 +144,14 @@ def test_bad_input(argv: list[str], said: str, told) -> None:
     assert facts == {}
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_gpt3_is_counted_without_its_memory(told) -> None:
+    code, facts, err = told("gpt3_175b")
+    assert (code, err) == (0, "")
+    assert "174,604,259,328 parameters, all trainable" in facts["model"]
+    assert facts["blocks"].startswith("96: blocks.0 ... blocks.95   (96 TransformerBlock)")
+    assert "192 joins: blocks.0.join1 ... blocks.95.join2" in facts["blocks"]
+    assert "384 projections" in facts["blocks"]
+    assert "weights and buffers 698 GB" in facts["memory"]
+    assert re.match(r"left out: one micro-batch takes about [\d.]+ TB, and this device has ", facts["dry run"])

@@ -16,7 +16,7 @@ from restrain.training import build
 from restrain.training.report import gather
 from tests import worlds
 
-SHORT = ["precision=fp32", "length=30st", "evaluate.every=10st", "checkpoint.every=10st"]
+SHORT = ["precision=fp32", "length=30st", "evaluate.every=10st", "checkpoint.every=10st", "track.probe=10st"]
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -199,6 +199,19 @@ class Opened:
 
     def settle(self) -> None:
         self.page.wait_for_timeout(300)
+
+
+def test_maps_are_drawn_from_what_probes_read(browser: Any, page_file: Path, two: tuple) -> None:
+    lines = worlds.lines(two[1] / "probes.jsonl")
+    with Opened(browser, page_file) as opened:
+        assert opened.said == []
+        for quantity in ("ratio", "cosine", "grad", "mean", "variance", "dead"):
+            assert opened.page.locator(f"#map-{quantity}-1 .heatmaplayer image").count() == 1
+        told = "(() => { const t = document.getElementById('map-grad-1').data[0]; return [t.x, t.y, t.customdata] })()"
+        x, y, shown = opened.page.evaluate(told)
+        assert (x, y) == ([1, 10, 20, 30], lines[0]["joins"])
+        for n, line in enumerate(lines):
+            assert [row[n] for row in shown] == pytest.approx(line["grad"], rel=1e-3)
 
 
 def test_charts_are_drawn_from_the_journal_without_a_word(browser: Any, page_file: Path, two: tuple) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restrain.insight.report import Curves, Event, Gallery, Page, Picture, RecipeLine, RunPage, render
+from restrain.insight.report import Curves, Event, Gallery, Maps, Page, Picture, RecipeLine, RunPage, render
 from restrain.insight.report import reduce as reduced
 from restrain.insight.report.page import charts
 
@@ -96,3 +96,31 @@ def test_nothing_is_fetched(nasty: str) -> None:
     without_library = re.sub(r"<script>.*?</script>", "", nasty, flags=re.DOTALL)
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", without_library)
     assert "default-src 'none'" in nasty
+
+
+def test_maps_of_depth_keep_first_and_last_and_nothing_that_was_not_read() -> None:
+    values = np.arange(400.0 * 3).reshape(400, 3)
+    values[0, 0], values[399, 2] = np.nan, np.inf
+    found = Maps([1, 10, 20], [f"j{n}" for n in range(400)], {"ratio": values}).as_dict()
+    assert found["steps"] == [1, 10, 20]
+    assert len(found["joins"]) == len(found["values"]["ratio"]) == 150
+    assert (found["joins"][0], found["joins"][-1]) == ("j0", "j399")
+    assert found["values"]["ratio"][0] == [None, 1.0, 2.0]
+    assert found["values"]["ratio"][-1] == [1197.0, 1198.0, None]
+    json.dumps(found, allow_nan=False)
+
+
+def test_maps_stand_in_the_page_of_the_runs_that_have_them() -> None:
+    steps = np.array([1, 2])
+    curves = reduced({"train/loss": (steps, np.array([1.0, 2.0]))}, {"step": steps}, 10)
+    maps = Maps([1, 2], ["a", NASTY], {"gate": np.array([[0.1, 0.2], [0.3, 0.4]])})
+    page = Page(
+        "t", [RunPage("plain", "p", {"state": "s"}, curves), RunPage("read", "r", {"state": "s"}, curves, maps=maps)]
+    )
+    html_text = render(page)
+    assert 'id="map-gate-1"' in html_text
+    assert 'id="map-gate-0"' not in html_text
+    assert 'id="map-ratio-1"' not in html_text
+    assert "<script>document.title" not in html_text
+    without = render(Page("t", [RunPage("plain", "p", {"state": "s"}, curves)]))
+    assert 'id="depth"' not in without

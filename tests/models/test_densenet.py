@@ -136,3 +136,15 @@ def test_a_layer_that_starts_at_zero_would_never_learn():
             block.conv1.weight.zero_()
     model(torch.randn(4, 3, 8, 8)).square().sum().backward()
     assert not any(block.conv1.weight.grad.any() for _, block in residual_blocks(model))
+
+
+@pytest.mark.parametrize(("name", "least"), [("densenet121", 29), ("cifar_densenet40_k12", 4)])
+def test_images_of_which_nothing_is_left_are_refused(name, least):
+    section = {"name": name, "classes": 10}
+    with torch.device("meta"):
+        model = build_model(section, sides=(least,)).eval()
+        assert model(torch.empty(1, 3, least, least)).shape == (1, 10)
+        with pytest.raises(RuntimeError):
+            model(torch.empty(1, 3, least - 1, least - 1))
+        with pytest.raises(UserError, match=rf"{name} takes images of {least} pixels or more"):
+            build_model(section, sides=(least - 1,))

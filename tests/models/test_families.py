@@ -25,14 +25,17 @@ ROWS = 4
 
 
 class Case(NamedTuple):
-    """A network of a family, small enough to be tried: its section, and the kind of its input."""
+    """A network of a family, small enough to be tried: its section, the kind of its input, and whether it drops
+    paths."""
 
     section: dict[str, Any]
     kind: str = "image"
     side: int = 16
+    drops: bool = True
 
 
 MODERN = {"position": "rotary", "norm": "rmsnorm", "activation": "swiglu", "tied": False, "dropout": 0.1}
+RECURRENT = {"in_chans": 2, "shape": {"depth": 2, "width": 12}}
 # One line a family, or several where its networks differ in kind.
 CASES = {
     "resnet": [Case({"name": "cifar_resnet20"}), Case({"name": "resnet50"}, side=64)],
@@ -50,13 +53,31 @@ CASES = {
         Case({"name": "gpt2", "shape": {"depth": 2, "width": 32, "heads": 2}, "transformer": MODERN}, "tokens"),
     ],
     "bert": [Case({"name": "bert", "shape": {"depth": 3, "width": 32, "heads": 2, "context": 16}}, "tokens")],
+    "highway_mlp": [Case({"name": "highway_mlp", "shape": {"depth": 4, "width": 12}})],
+    "highway_mlp_tanh": [
+        Case({"name": "highway_mlp_tanh", "shape": {"depth": 4, "width": 12}, "join": {"name": "add"}}),
+    ],
+    "highway": [Case({"name": "highway_19"}), Case({"name": "highway_32", "join": {"name": "none"}})],
+    "skip_perceptron": [Case({"name": "skip_perceptron", "shape": {"depth": 2, "width": 12}})],
+    "rnn": [Case({**RECURRENT, "name": "rnn"}, "sequence", drops=False)],
+    "lstm1997": [Case({**RECURRENT, "name": "lstm1997"}, "sequence", drops=False)],
+    "lstm": [
+        Case({**RECURRENT, "name": "lstm"}, "sequence", drops=False),
+        Case({**RECURRENT, "name": "lstm", "recurrent": {"reads": "tokens"}}, "tokens", drops=False),
+    ],
 }
 ALL = [(family, case) for family, cases in CASES.items() for case in cases]
 IDS = [case.section["name"] for _, case in ALL]
 
 
 def made(case: Case, **more: Any) -> nn.Module:
-    return build_model({"classes": 7, **case.section, **more}, seed=3)
+    return build_model({"classes": 7, **case.section, **more}, 3, (case.side,) if case.kind == "image" else ())
+
+
+def has_paths(case: Case) -> bool:
+    """Whether there are any to drop."""
+    joined = case.section.get("join", {}).get("name") != "none"
+    return case.drops and joined and bool(residual_blocks(made(case)))
 
 
 def inputs(case: Case) -> Tensor:
@@ -133,7 +154,7 @@ def test_every_parameter_is_trained_and_no_generator_is_read(family, case, monke
 @pytest.mark.parametrize(("family", "case"), ALL, ids=IDS)
 def test_recomputing_blocks_changes_nothing(family, case):
     x = inputs(case)
-    residual = case.section.get("join", {}).get("name") != "none" and bool(residual_blocks(made(case)))
+    residual = has_paths(case)
     rate = 0.4 if residual else 0.0
     section = {"drop_path": {"rate": rate}} if residual else {}
     plain, again = ready(made(case, **section), rate), ready(made(case, **section), rate)
@@ -175,7 +196,7 @@ def test_evaluation_takes_each_row_on_its_own(family, case):
 @pytest.mark.parametrize(("family", "case"), ALL, ids=IDS)
 def test_a_skipped_block_is_its_skip_path(family, case):
     """Mode ``batch``: what skip_forward gives is what the block gives with factors of zero."""
-    if case.section.get("join", {}).get("name") == "none" or not residual_blocks(made(case)):
+    if not has_paths(case):
         pytest.skip("there is no path to drop")
     model = made(case, drop_path={"rate": 0.5, "mode": "batch"}, zero_init=False).double()
     ready(model)

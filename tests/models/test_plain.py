@@ -145,3 +145,17 @@ def test_stem_and_head(name, head):
 def test_what_has_no_place_is_refused_by_name(name, change, message):
     with pytest.raises(UserError, match=message):
         on_meta(name, **change)
+
+
+@pytest.mark.parametrize(("name", "least"), [("vgg16", 32), ("cifar_vgg16_bn", 32), ("alexnet", 63)])
+def test_images_of_which_nothing_is_left_are_refused(name, least):
+    section = {"name": name, "classes": 10, "join": NONE}
+    with torch.device("meta"):
+        model = build_model(section, sides=(least,)).eval()
+        assert model(torch.empty(1, 3, least, least)).shape == (1, 10)
+        with pytest.raises(RuntimeError):
+            model(torch.empty(1, 3, least - 1, least - 1))
+        with pytest.raises(
+            UserError, match=rf"{name} takes images of {least} pixels or more.*these have {least - 1}\."
+        ):
+            build_model(section, sides=(least, least - 1))

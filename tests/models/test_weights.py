@@ -8,7 +8,8 @@ import torch
 
 from restrain.errors import UserError
 from restrain.models import build_model
-from restrain.models.weights import fit_weights, load_weights
+from restrain.models.weights import fit_weights, heads_of, load_weights
+from restrain.models.zoo import timm_name
 
 
 def vit(side: int, **more):
@@ -74,3 +75,30 @@ def test_counters_may_be_missing():
     model = build_model({"name": "resnet18", "classes": 5})
     tensors = {name: t for name, t in model.state_dict().items() if not name.endswith("num_batches_tracked")}
     load_weights(model, fit_weights(model, tensors, "some file"))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("resnet50", {}, "resnet50"),
+        ("resnet50", {"stem": "deep", "downsample": "avgpool"}, "resnet50d"),
+        ("resnet50", {"stem": "deep"}, None),
+        ("resnetv2_50", {}, "resnetv2_50"),
+        ("resnetv2_200", {}, None),
+        ("densenet121", {}, "densenet121"),
+        ("vgg16_bn", {}, "vgg16_bn"),
+        ("alexnet", {}, None),
+        ("cifar_resnet20", {}, None),
+        ("timm/convnext_tiny.fb_in1k", {}, "convnext_tiny.fb_in1k"),
+    ],
+)
+def test_which_of_our_networks_timm_has(name, options, expected):
+    assert timm_name({"name": name, "stem": "basic", "downsample": "conv", "blurpool": False} | options) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "head"), [("resnetv2_18", "head.fc"), ("densenet121", "classifier"), ("vgg16", "head.fc")]
+)
+def test_the_head_of_each_family_is_known(name, head):
+    with torch.device("meta"):
+        assert heads_of(build_model({"name": name, "classes": 5})) == [head]

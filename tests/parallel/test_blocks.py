@@ -109,3 +109,15 @@ def test_a_frozen_block_and_evaluation_recompute_nothing():
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(torch.randn(2, 3, 8, 8, dtype=torch.float64))
     assert counter.get_total_flops() > 0
+
+
+def test_every_kind_of_block_is_compiled_however_many(monkeypatch):
+    """The layers of a DenseNet widen, so each is a kind of its own."""
+    monkeypatch.setattr("restrain.parallel.blocks.KINDS", 8)
+    model = build_model({"name": "cifar_densenet40_k12", "classes": 10}).eval()
+    apply_compile(model, "eager")
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    with torch.no_grad():
+        model(torch.randn(2, 3, 8, 8))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 36

@@ -7,6 +7,7 @@ from restrain.errors import UserError
 from restrain.recipe import Recipe, load, plain
 
 GOOD = [
+    ["model.name=cifar_preresnet20", "model.drop_path={rate: 0.5, mode: batch}"],
     ["batch.micro=32"],
     ["batch.group=64", "batch.micro=64"],
     ["batch.group=1"],
@@ -24,6 +25,10 @@ GOOD = [
 ]
 
 BAD = {
+    ("model.name=densenet121", "model.blurpool=true"): "model.blurpool = true does nothing: it is for ResNets, and "
+    "model.name = densenet121.",
+    ("model.name=cifar_resnet20", "model.stem=deep"): "model.stem = deep does nothing: it is for the ImageNet sizes of "
+    "ResNets, and model.name = cifar_resnet20.",
     ("mix.mixup=0.2", "batch.group=1"): "mix.mixup = 0.2 does nothing: partners come from the same group, and "
     "batch.group = 1.",
     ("mix.cutmix=1", "batch.group=1"): "mix.cutmix = 1 does nothing: partners come from the same group, and "

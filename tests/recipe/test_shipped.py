@@ -5,6 +5,7 @@ import re
 import pytest
 
 from restrain.recipe import Recipe, available, differences, find, load, to_yaml
+from restrain.recipe.schema_data import WITHOUT_ROOT
 from restrain.recipe.writing import ABSENT
 
 NAMES = [
@@ -57,7 +58,7 @@ def test_header_and_expectation_agree(name: str) -> None:
     header = "".join(re.findall(r"^# (.*\n)", find(name).read_text(encoding="utf-8"), re.M))
     recipe = load(name).recipe
     assert f"restrain train {name}" in header
-    assert ("data.root=" in header) == (recipe.data.name != "digits")
+    assert ("data.root=" in header) == (recipe.data.name not in WITHOUT_ROOT)
     expected = recipe.expect
     if expected is None:  # a form to be filled in: its result is that of its user's data
         assert "Expected: depends on" in header

@@ -34,4 +34,6 @@ def overrides(folder: Path, steps: int = 30, **more: str) -> list[str]:
         "expect": "null",
         "parallel.threads": "1",
     } | more
-    return [f"{key}={value}" for key, value in chosen.items()]
+    if "model" in more and "model.shape" not in more:  # which says its own sizes
+        del chosen["model.shape"]
+    return [f"{key}={value}" for key, value in sorted(chosen.items())]

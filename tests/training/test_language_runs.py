@@ -29,11 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(place: Path, **more: str) -> list[str]:
-    chosen = {"precision": "fp64", "track.pixels": "true"} | SGD | more
-    if "model" in chosen:
-        chosen = {"model": chosen.pop("model")} | chosen
-    words = overrides(place, STEPS, **chosen)
-    return [word for word in words if not ("model" in more and word.startswith("model.shape"))]
+    return overrides(place, STEPS, **({"precision": "fp64", "track.pixels": "true"} | SGD | more))
 
 
 def train(run: Path, words: list[str], world: int = 1, faults=None) -> worlds.Ended:

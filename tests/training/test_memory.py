@@ -1,5 +1,7 @@
 """Memory worked out on the meta device against what a real forward pass and a real optimizer hold."""
 
+import resource
+
 import pytest
 import torch
 from torch import nn
@@ -70,6 +72,16 @@ def test_the_optimizers_state(name: str) -> None:
     with torch.device("meta"):
         hollow = build_model({"name": "cifar_resnet20", "classes": 10})
     assert optimizer_bytes(section, hollow) == held
+
+
+def test_the_optimizer_of_the_largest_models_allocates_nothing() -> None:
+    """One matrix of GPT-3 and its two moments would be 5 GB: as real tensors they would show in the peak."""
+    with torch.device("meta"):
+        model = build_model({"name": "gpt3_175b", "classes": 50257})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = optimizer_bytes(load("gpt3_175b").recipe.optimizer, model)
+    assert found == pytest.approx(2 * 4 * 174_604_259_328, rel=1e-6)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
 
 
 def test_a_recipes_memory() -> None:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from restrain.recipe import available, leaves, load
+from restrain.recipe.schema_data import WITHOUT_ROOT
 from restrain.recipe.writing import flow
 from tests import worlds
 
@@ -28,7 +29,7 @@ def small(name: str, pictures: Path) -> list[str]:
     recipe = load(name, ["model.init=null"] if name == "finetune" else []).recipe
     values = leaves(recipe)
     found = ["length=1st", "batch.global=16", "batch.group=4", "expect=null", "track.wandb.mode=disabled"]
-    if recipe.data.name == "digits":
+    if recipe.data.name in WITHOUT_ROOT:
         return found
     found += ["data.name=folder", f"data.root={pictures}", "model.classes=2", "parallel.threads=1"]
     found += [f"data.augment={flow(values['data.augment'])}", f"data.repeats={recipe.data.repeats}"]

@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const { charts, runs } = JSON.parse(document.getElementById("data").textContent);
+  const { charts, maps, runs } = JSON.parse(document.getElementById("data").textContent);
   const by = (id) => document.getElementById(id);
   const chosen = (selector) => [...document.querySelectorAll(selector)].filter((box) => box.checked).map((box) => box.value);
   const places = charts.map((chart) => by(`chart-${chart.id}`));
@@ -114,6 +114,31 @@
     };
   }
 
+  // Depth over time: what a probe read at each join (y) and step (x), with one scale for all runs.
+  function drawMap(quantity) {
+    const value = quantity.log ? (v) => (v > 0 ? Math.log10(v) : null) : (v) => v;
+    const of = (run) => (run.maps && run.maps.values[quantity.name] ? run.maps.values[quantity.name].map((row) => row.map((v) => (v === null ? null : value(v)))) : null);
+    const found = runs.map(of), all = found.flatMap((z) => (z || []).flat()).filter((v) => v !== null);
+    let low = all.reduce((a, b) => Math.min(a, b), Infinity), high = all.reduce((a, b) => Math.max(a, b), -Infinity);
+    if (quantity.signed) [low, high] = [-1, 1].map((side) => side * (Math.max(Math.abs(low), Math.abs(high)) || 1));
+    const ticks = [0, 1, 2, 3, 4].map((n) => low + (n / 4) * (high - low)), shown = ticks.map((v) => (quantity.log ? 10 ** v : v).toPrecision(2));
+    const style = getComputedStyle(document.documentElement), colour = (name) => style.getPropertyValue(name).trim();
+    return found.flatMap((z, n) => {
+      if (!z) return [];
+      const { steps, joins } = runs[n].maps;
+      const trace = {
+        z, x: steps, y: joins, customdata: runs[n].maps.values[quantity.name], type: "heatmap", zmin: low, zmax: high, colorscale: quantity.signed ? "RdBu" : "Viridis",
+        hovertemplate: "%{customdata:.4~g}<br>%{y}, step %{x}<extra></extra>", hoverongaps: false,
+        colorbar: { thickness: 10, outlinewidth: 0, tickvals: ticks, ticktext: shown.map((v) => String(Number(v))) },
+      };
+      const axis = { linecolor: colour("--line"), gridcolor: colour("--line"), automargin: true };
+      return Plotly.react(by(`map-${quantity.name}-${n}`), [trace], {
+        margin: { l: 52, r: 10, t: 16, b: 36 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour("--ink"), size: 12 },
+        xaxis: { ...axis, title: { text: "step", standoff: 4 } }, yaxis: { ...axis, type: "category" },
+      }, { responsive: true, displaylogo: false });
+    });
+  }
+
   function draw() {
     const now = state();
     by("smoothed").textContent = now.smoothing ? now.smoothing.toFixed(2) : "off";
@@ -171,9 +196,9 @@
     if (next === "system") delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = next;
     event.target.textContent = `theme: ${next}`;
-    draw();
+    drawAll();
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawAll());
 
   const spans = runs.flatMap((run) => Object.values(run.series).map((series) => series.span));
   const span = Math.max(1, ...spans);
@@ -181,7 +206,8 @@
   by("range").parentElement.hidden = span === 1;
   by("events").parentElement.hidden = !runs.some((run) => run.events.length);
   for (const control of document.querySelectorAll("#curves input, #curves select")) control.addEventListener("input", draw);
-  draw().then(() => {
+  const drawAll = () => Promise.all([draw(), ...maps.flatMap(drawMap)]);
+  drawAll().then(() => {
     places.forEach(follow);
     document.documentElement.dataset.drawn = String(places.length);
   });

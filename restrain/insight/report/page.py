@@ -9,6 +9,7 @@ from importlib import resources
 from typing import Any
 
 from restrain.insight.report.curves import Curves
+from restrain.insight.report.maps import Maps, drawn
 
 RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a5195", "#808080")
 
@@ -51,7 +52,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class RunPage:
-    """``facts``: label -> text, the same labels for all runs."""
+    """``facts``: label -> text, the same labels for all runs. ``maps``: of a run with probes."""
 
     name: str
     path: str
@@ -59,6 +60,7 @@ class RunPage:
     curves: Curves
     events: Sequence[Event] = ()
     recipe: Sequence[RecipeLine] = ()
+    maps: Maps | None = None
 
 
 @dataclass(frozen=True)
@@ -109,13 +111,15 @@ def render(page: Page) -> str:
 
     here = resources.files("restrain.insight.report")
     names = list(dict.fromkeys(name for run in page.runs for name in run.curves.series))
-    shown = charts(names)
+    shown, mapped = charts(names), drawn([run.maps for run in page.runs])
     data = {
         "charts": [vars(chart) for chart in shown],
+        "maps": [vars(quantity) for quantity in mapped],
         "runs": [
             {"name": run.name, "colour": _colour(n)}
             | run.curves.as_dict()
             | {"events": [vars(event) for event in run.events]}
+            | {"maps": run.maps.as_dict() if run.maps is not None else None}
             for n, run in enumerate(page.runs)
         ],
     }
@@ -125,6 +129,7 @@ def render(page: Page) -> str:
     return template.render(
         page=page,
         charts=shown,
+        maps=mapped,
         colour=_colour,
         style=(here / "page.css").read_text("utf-8"),
         script=(here / "page.js").read_text("utf-8"),
