@@ -16,9 +16,6 @@ def lineage(
         Path,
         typer.Option("-o", "--out", metavar="DIR", help="Folder of the page and its runs; finished runs are reused."),
     ] = Path("lineage"),
-    data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder with tinyshakespeare.txt, for the claims that read text.")
-    ] = None,
     budget: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of each training's length; less than 1 is a trial.")
     ] = 1.0,
@@ -37,10 +34,10 @@ def lineage(
         raise UserError(f"--budget is {budget:g}: a share of the length is more than 0, and 1 gives a verdict.")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file. Name a folder with -o, such as {out.with_suffix('')}.")
-    return _go(wanted, out, data, budget)
+    return _go(wanted, out, budget)
 
 
-def _go(wanted: list, out: Path, data: Path | None, budget: float) -> int:
+def _go(wanted: list, out: Path, budget: float) -> int:
     """Run them and write the page, also after a signal; 1 where a claim could not be run."""
     from restrain.cli.tables import show_table
     from restrain.lineage import going, keeping, page, table
@@ -49,7 +46,7 @@ def _go(wanted: list, out: Path, data: Path | None, budget: float) -> int:
 
     reports, stopped = [], None
     try:
-        for report in going.go(wanted, Bench(out, budget, data), lambda line: typer.echo(line, err=True)):
+        for report in going.go(wanted, Bench(out, budget), lambda line: typer.echo(line, err=True)):
             reports.append(report)
     except Stopped as error:
         stopped = error

@@ -89,11 +89,10 @@ class Trained:
 @dataclass(frozen=True)
 class Bench:
     """``folder``: of this and of earlier runs. ``budget``: share of each training's length, 1 for a verdict that
-    counts, less for trials. ``data``: a folder with text (``tinyshakespeare.txt``), for the claims that read it."""
+    counts, less for trials."""
 
     folder: Path
     budget: float = 1.0
-    data: Path | None = None
 
     def train(self, recipe: str, *overrides: str, model: Build | None = None) -> Trained:
         """The run of a recipe; one that is finished is taken as it is, one that was begun is gone on with.
