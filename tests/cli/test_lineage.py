@@ -48,8 +48,11 @@ def test_a_list_runs_nothing(
     assert not list(tmp_path.iterdir())
 
 
+SHORT = [claim for claim in CLAIMS if claim.number != 6]  # whose thousand layers take more than a minute
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: str(claim.number))
+@pytest.mark.parametrize("claim", SHORT, ids=lambda claim: str(claim.number))
 def test_every_claim_runs_and_sees_what_it_is_judged_by(claim, tmp_path_factory: pytest.TempPathFactory) -> None:
     """At a fifteenth of the length, runs shared between the claims: no verdict, but every number is there."""
     from restrain.lineage.bench import Bench
