@@ -43,25 +43,28 @@ class Axis:
         return math.isfinite(value) and (value > 0 or not self.log)
 
     def ticks(self) -> list[float]:
-        """Three to eight round numbers, or the powers of ten."""
+        """Three to eight round numbers; of a log axis powers of ten, and 2 and 5 times them where those are few."""
         if self.log:
-            first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
+            first, last = math.floor(math.log10(self.low) + 1e-9), math.floor(math.log10(self.high) + 1e-9)
             step = max(1, math.ceil((last - first) / 6))
-            return [10.0**power for power in range(first, last + 1, step)]
+            steps = (1, 2, 5) if last - first < 2 else (1,)
+            found = [n * 10.0**power for power in range(first, last + 1, step) for n in steps]
+            return [value for value in found if self.low * (1 - 1e-9) <= value <= self.high * (1 + 1e-9)]
         step = _round_step((self.high - self.low) / 7)
         first = math.ceil(self.low / step - 1e-9)
         return [n * step for n in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
 def axis_over(values: Sequence[float], log: bool = False) -> Axis:
-    """The axis that holds the finite values; of a log axis the positive ones, from a power of ten to another."""
+    """The axis that holds the finite values; of a log axis the positive ones, between numbers such as 1, 2, 5, 10."""
     kept = [value for value in values if math.isfinite(value) and (value > 0 or not log)]
     if not kept:
         return Axis(0.1, 1.0, log) if log else Axis(0.0, 1.0)
     low, high = min(kept), max(kept)
     if log:
-        low, high = 10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high))
-        return Axis(low, high if high > low else 10 * low, True)
+        ends = [n * 10.0**power for power in _powers(low, high) for n in (1, 2, 5)]
+        below, above = (max(end for end in ends if end <= low * (1 + 1e-9)), min(end for end in ends if end >= high))
+        return Axis(below, above if above > below else 10 * below, True)
     if low >= 0 and low < 0.5 * high:
         low = 0.0
     margin = 0.04 * (high - low) or 0.5 * abs(high) or 0.5
@@ -138,6 +141,11 @@ def short(value: float) -> str:
     if value == 0 or 1e-3 <= abs(value) < 1e5:
         return f"{value:.4g}"
     return f"{value:.2e}"
+
+
+def _powers(low: float, high: float) -> range:
+    """Exponents of ten that reach from below ``low`` to above ``high``."""
+    return range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
 
 
 def _round_step(rough: float) -> float:

@@ -57,6 +57,8 @@ def test_a_single_value_has_an_axis(value):
 def test_ticks_are_round_and_inside():
     assert Axis(0, 15).ticks() == [0, 5, 10, 15]
     assert Axis(0.001, 100, log=True).ticks() == pytest.approx([0.001, 0.01, 0.1, 1, 10, 100])
+    assert axis_over([1.3, 2.4], log=True) == Axis(1.0, 5.0, log=True)
+    assert Axis(1.0, 5.0, log=True).ticks() == [1.0, 2.0, 5.0]
     assert len(Axis(1e-300, 1, log=True).ticks()) <= 8
     for axis in (Axis(-0.13, 0.92), Axis(3.0, 3.1)):
         assert 3 <= len(axis.ticks()) <= 8
