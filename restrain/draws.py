@@ -40,6 +40,7 @@ class Purpose(IntEnum):
     DROP_PATH = 6  # (step, join name, row): dropped branches
     INIT = 7  # (parameter name, element): initial weights
     HELD_OUT = 8  # (sample): which samples a built-in set holds out
+    DROPOUT = 9  # (step, module name, row): dropout masks
     OFFSET = 10  # (epoch): where the windows of a text begin
     MASKED = 11  # (step, row, token): masked tokens in training
     MASKED_EVAL = 12  # (sample, token): masked tokens in an evaluation

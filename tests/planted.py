@@ -190,11 +190,11 @@ def batchnorm_twice() -> None:
 
     original = StagedStatistics.commit
 
-    def commit(self: StagedStatistics, groups: int, ok: Any = None) -> None:
+    def commit(self: StagedStatistics, groups: int, *more: Any) -> None:
         sums = self.sums.clone()
-        original(self, groups, ok)
+        original(self, groups, *more)
         self.sums.copy_(sums)
-        original(self, groups, ok)
+        original(self, groups, *more)
 
     StagedStatistics.commit = commit
 

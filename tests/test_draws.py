@@ -47,6 +47,7 @@ def test_purposes_are_frozen():
         "DROP_PATH": 6,
         "INIT": 7,
         "HELD_OUT": 8,
+        "DROPOUT": 9,
         "OFFSET": 10,
         "MASKED": 11,
         "MASKED_EVAL": 12,

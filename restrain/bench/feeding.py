@@ -17,11 +17,11 @@ from restrain.data.laps import STAGES, Laps
 from restrain.data.loader import TrainLoader
 from restrain.data.reader import Source
 from restrain.data.remote.urls import is_remote
-from restrain.models import named_joins, set_factors
 from restrain.parallel import precision
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.training import build, opening, placement
+from restrain.training.dropping import Dropping
 from restrain.training.dry_run import ROWS_ON_A_CPU
 
 SLOWER = 0.95  # below this share of the step's rate the loader is the limit
@@ -114,8 +114,7 @@ def _step_rate(
     sizes = {"batch.global_": rows, "batch.group": group, "batch.micro": rows, "data.repeats": 1}
     settled = opening.settle(recipe, {"precision": precision.resolve(recipe.precision, device), **sizes})
     task = build.build_task(settled, data, device).train()
-    if joins := named_joins(task.model):
-        set_factors(task.model, torch.ones(len(joins), rows, device=device))
+    Dropping(task.model, "sample", recipe.seed).rest(rows)
     side = data.train_pipeline.size
     images = torch.zeros(rows, recipe.model.in_chans, side, side, dtype=torch.uint8, device=device)
     images = images.contiguous(memory_format=torch.channels_last)

@@ -46,6 +46,33 @@ def input_macs(model: nn.Module, inputs: torch.Tensor) -> int:
     return counter.get_total_flops() // 2  # torch counts a multiplication and an addition as two
 
 
+def branch_macs(model: nn.Module, inputs: torch.Tensor) -> dict[str, int]:
+    """Multiply-adds of the branches of each residual block for ``inputs``, by the block's name in depth order.
+
+    What a block computes when it is skipped (a projection on its shortcut) is left out: the branches are what
+    stochastic depth can save. ``inputs``: of one row, of which the shape and dtype are used.
+    """
+    twin = weightless(model).eval()
+    blocks = residual_blocks(twin)
+    whole = _macs_by_module(twin, inputs)
+    for _, block in blocks:
+        block.training = block.skipped = True  # of the block alone: what is inside it stays in evaluation mode
+    skipped = _macs_by_module(twin, inputs)  # under the names of their children, since the blocks are not called
+    inside = {
+        name: sum(skipped.get(f"{name}.{child}", 0) for child, _ in block.named_children()) for name, block in blocks
+    }
+    return {name: whole.get(name, 0) - inside[name] for name, _ in blocks}
+
+
+def _macs_by_module(model: nn.Module, inputs: torch.Tensor) -> dict[str, int]:
+    """Multiply-adds of a forward pass inside each module that has any, by its dotted name."""
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model(inputs.to("meta"))
+    counts = counter.get_flop_counts()
+    return {name.partition(".")[2]: sum(found.values()) // 2 for name, found in counts.items()}
+
+
 def weightless(model: nn.Module) -> nn.Module:
     """A copy of ``model`` on the meta device, without hooks or observers; the weights are not copied on the way."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}

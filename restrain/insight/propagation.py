@@ -91,6 +91,8 @@ def stretches(passed: Sequence[Passed]) -> list[list[Passed]]:
     for one in passed:
         if one.x.shape != one.y.shape or one.branch.shape != one.y.shape:
             continue  # a join that concatenates: nothing is added
+        if not one.x.requires_grad:
+            continue  # the stream before any weight, such as the first state of a recurrent network
         if not found or found[-1][-1].y.shape != one.x.shape:
             found.append([])
         found[-1].append(one)
@@ -104,7 +106,8 @@ def _checked(loss: Tensor, stretch: Sequence[Passed]) -> Check:
         for one in stretch:
             total = total + one.branch.double()
         error = _relative(total, last.y)
-    grad_l, grad_last = torch.autograd.grad(loss, (first.x, last.y), retain_graph=True)
+    found = torch.autograd.grad(loss, (first.x, last.y), retain_graph=True, allow_unused=True)
+    grad_l, grad_last = (torch.zeros_like(last.y) if one is None else one for one in found)
     through = _through(stretch, grad_last)
     return Check(
         first.name,

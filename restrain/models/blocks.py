@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from restrain.errors import UserError
 
+from .norm import GroupedBatchNorm
 from .residual import DropPath
 
 
@@ -27,11 +28,30 @@ class ResidualBlock(nn.Module):
 
     remat: bool = False
     skipped: bool = False
+    idle_norms: list[GroupedBatchNorm] | None = None  # of its norms those that a skipped forward does not reach
+
+    # Decided before torch's own call, where per-block compilation and the hooks of sharding begin: a skipped block
+    # costs neither a compiled variant nor a gather.
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        if self.skipped and self.training:
+            return self._pass_by(*inputs, **options)
+        return super().__call__(*inputs, **options)
+
+    def _pass_by(self, *inputs: Any, **options: Any) -> Any:
+        norms = [] if self.idle_norms is not None else [m for m in self.modules() if isinstance(m, GroupedBatchNorm)]
+        reached: set[nn.Module] = set()
+        watches = [norm.register_forward_pre_hook(lambda norm, _: reached.add(norm)) for norm in norms]
+        try:
+            y = self.skip_forward(*inputs, **options)
+        finally:
+            for watch in watches:
+                watch.remove()
+        if self.idle_norms is None:
+            self.idle_norms = [norm for norm in norms if norm not in reached]
+        return _WithZeroGradients.apply(y, *(p for p in self.parameters() if p.requires_grad))
 
     # Any arguments and any result: the blocks of some timm models take more than the stream, or return several tensors.
     def forward(self, *inputs: Any, **options: Any) -> Any:
-        if self.skipped and self.training:
-            return self.skip_forward(*inputs, **options)
         if self.remat and torch.is_grad_enabled():
             return checkpoint(self.block_forward, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
         return self.block_forward(*inputs, **options)
@@ -42,6 +62,22 @@ class ResidualBlock(nn.Module):
     def skip_forward(self, *inputs: Any, **options: Any) -> Any:
         """What the block computes without its branches: the stream as it is, where it keeps its shape."""
         return inputs[0]
+
+
+class _WithZeroGradients(torch.autograd.Function):
+    """y as it is; in the backward pass every parameter gets a gradient of zeros.
+
+    An absent gradient would leave DDP waiting, and momentum, weight decay and Adam's counters standing still.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.parameters = parameters
+        return y.detach()  # not a view of y, which the next block could not work on in place
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return gradients[0], *(torch.zeros_like(parameter) for parameter in ctx.parameters)
 
 
 def drop_rate(rate: float, decay: str, depth: int, blocks: int) -> float:
@@ -86,6 +122,6 @@ def set_factors(model: nn.Module | Sequence[DropPath], factors: Tensor) -> None:
         return
     if any(join.factor.shape[0] != factors.shape[1] for join in found):
         for join in found:
-            join.factor = torch.empty(factors.shape[1], dtype=torch.float32, device=join.factor.device)
+            join.factor = join.factor.new_empty(factors.shape[1])
     buffers = [join.factor for join in found]
     torch._foreach_copy_(buffers, list(factors.unbind()))  # pyright: ignore[reportPrivateImportUsage]

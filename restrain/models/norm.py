@@ -9,6 +9,8 @@ normalisation (Hoffer et al. 2017, arXiv:1705.08741) is the same computation und
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -155,20 +157,27 @@ class StagedStatistics:
         self.sums += self._scratch
 
     @torch.no_grad()
-    def commit(self, groups: int, ok: Tensor | None = None) -> None:
+    def commit(self, groups: int, ok: Tensor | None = None, idle: Collection[GroupedBatchNorm] = ()) -> None:
         """Move the running statistics by the mean over the step's ``groups`` groups; not at all where ``ok`` is false.
 
-        ``ok`` is a 0-dim bool tensor on the model's device; it is never read by the host.
+        ``ok`` is a 0-dim bool tensor on the model's device; it is never read by the host. ``idle``: norms that no
+        forward pass of the step reached, since their block was skipped; they keep their statistics and their count.
         """
         if self.norms:
             old = torch.cat(self.running)
             new = old + self.momentum * (self.sums / groups - old)
-            if ok is None:
-                torch._foreach_add_(self.counters, 1)  # pyright: ignore[reportPrivateImportUsage]
-            else:
+            if ok is not None:
                 new = torch.where(ok, new, old)
-                torch._foreach_add_(self.counters, ok.long())  # pyright: ignore[reportPrivateImportUsage]
-            torch._foreach_copy_(self.running, list(new.split(self.sizes)))  # pyright: ignore[reportPrivateImportUsage]
+            running, counters, moved = self.running, self.counters, list(new.split(self.sizes))
+            if idle:
+                resting = set(map(id, idle))
+                places = [place for place, norm in enumerate(self.norms) if id(norm) not in resting]
+                counters = [counters[place] for place in places]
+                running, moved = ([pair[2 * at + i] for at in places for i in (0, 1)] for pair in (running, moved))
+            if counters:
+                torch._foreach_copy_(running, moved)  # pyright: ignore[reportPrivateImportUsage]
+                one = 1 if ok is None else ok.long()
+                torch._foreach_add_(counters, one)  # pyright: ignore[reportPrivateImportUsage]
         self.discard()
 
     def discard(self) -> None:

@@ -48,13 +48,17 @@ class DropPath(nn.Module):
 
     def dropped(self, branch: Tensor) -> Tensor:
         """The branch with each row multiplied by its factor."""
+        return branch * self.factors_of(branch)
+
+    def factors_of(self, branch: Tensor) -> Tensor:
+        """The factors of the branch's rows, in its dtype, so shaped that they multiply it."""
         if self.factor.shape[0] * self.spread != branch.shape[0]:
             raise RuntimeError(
                 f"The join drops paths with rate {self.rate}, but holds {self.factor.shape[0]} keep factors for "
                 f"{branch.shape[0]} rows: call restrain.models.set_factors before each forward in training mode."
             )
         factor = self.factor if self.spread == 1 else self.factor.repeat_interleave(self.spread)
-        return branch * factor.to(branch.dtype).view(-1, *[1] * (branch.dim() - 1))
+        return factor.to(branch.dtype).view(-1, *[1] * (branch.dim() - 1))
 
     def fills(self) -> dict[str, Fill]:
         return {"factor": ONE}
@@ -88,7 +92,10 @@ class Join(DropPath):
 
     def forward(self, x: Tensor, branch: Tensor) -> Tensor:
         if self.drops and self.training:
-            branch = self.dropped(branch)
+            if self.rows is None:
+                branch = self.dropped(branch)
+            else:
+                branch = self._spread_out(self.dropped(branch.index_select(0, self.rows)), self.rows, len(x))
         return self.meet(x, branch)
 
     def around(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
@@ -96,8 +103,15 @@ class Join(DropPath):
         if self.rows is None or not self.training:
             return self(x, f(x))
         kept = self.dropped(f(x.index_select(0, self.rows)))
-        branch = torch.zeros(x.shape[0], *kept.shape[1:], dtype=kept.dtype, device=kept.device)
-        return self.meet(x, branch.index_copy(0, self.rows, kept))
+        return self.meet_rows(x, self.rows, kept)
+
+    def meet_rows(self, x: Tensor, rows: Tensor, kept: Tensor) -> Tensor:
+        """:meth:`meet` with a branch that is ``kept`` in the rows ``rows`` and zero in all others."""
+        return self.meet(x, self._spread_out(kept, rows, len(x)))
+
+    @staticmethod
+    def _spread_out(kept: Tensor, rows: Tensor, total: int) -> Tensor:
+        return kept.new_zeros(total, *kept.shape[1:]).index_copy(0, rows, kept)
 
     def meet(self, x: Tensor, branch: Tensor) -> Tensor:
         """The stream after the join, shown to the observers; ``branch`` holds what drop path has left of it."""
@@ -144,8 +158,20 @@ class AddJoin(Join):
         super().__init__(rate)
         self.shortcut = shortcut
 
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        if not (self.drops and self.training) or self.rows is not None or self.shortcut != 1.0:
+            return super().forward(x, branch)
+        factors = self.factors_of(branch)
+        y = torch.addcmul(x, branch, factors)  # one pass, and no tensor in between
+        return self.shown(x, branch * factors, y) if self.observers else y
+
     def joined(self, x: Tensor, branch: Tensor) -> Tensor:
         return x + branch if self.shortcut == 1.0 else self.shortcut * x + branch
+
+    def meet_rows(self, x: Tensor, rows: Tensor, kept: Tensor) -> Tensor:
+        if self.observers or self.shortcut != 1.0:
+            return super().meet_rows(x, rows, kept)
+        return x.index_add(0, rows, kept.to(x.dtype))  # one pass over the stream, where the general form takes three
 
     def without(self, x: Tensor) -> Tensor:
         return x if self.shortcut == 1.0 else self.shortcut * x

@@ -100,8 +100,8 @@ class BasicBlock(ResidualBlock):
         return self.act2(self.join(shortcut, branch))
 
     def skip_forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return F.relu(self.join.without(shortcut))
+        y = self.join.without(x if self.downsample is None else self.downsample(x))
+        return y if y is x else F.relu(y)  # x left a ReLU: another one would change neither it nor its gradient
 
 
 class Bottleneck(ResidualBlock):
@@ -139,8 +139,8 @@ class Bottleneck(ResidualBlock):
         return self.act3(self.join(shortcut, branch))
 
     def skip_forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return F.relu(self.join.without(shortcut))
+        y = self.join.without(x if self.downsample is None else self.downsample(x))
+        return y if y is x else F.relu(y)  # x left a ReLU: another one would change neither it nor its gradient
 
 
 @dataclass(frozen=True)

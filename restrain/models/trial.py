@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from restrain.errors import UserError
 
 from .blocks import named_joins, set_factors
+from .dropout import named_dropouts, set_dropout_keys
 from .foreign import generators
 from .norm import GroupedBatchNorm
 from .residual import DropPath
@@ -63,6 +64,8 @@ def trial(model: nn.Module, name: str, classes: int, in_chans: int, sides: Seque
     calls, rows, undo = _watch(model)
     states = generators()
     set_factors(model, torch.ones(len(named_joins(model)), ROWS, device="meta"))
+    dropouts = [dropout for _, dropout in named_dropouts(model)]
+    set_dropout_keys(dropouts, torch.zeros(len(dropouts), ROWS, dtype=torch.int64, device="meta"))
     image = torch.empty(ROWS, in_chans, sides[0], sides[0], device="meta")
     try:
         with NoDraws():

@@ -217,14 +217,14 @@ class Model(Section):
         "or one of an installed package, as PACKAGE/NAME."
     )
     classes: Classes = Field(
-        description="Number of classes; 1 where a number is said (task=regress). Of a language model the tokens that "
-        "it can say; auto: those of the data."
+        description="Number of classes. A regression has 1 (task=regress), a language model the tokens that it can "
+        "say; auto: those of the data."
     )
     in_chans: Positive = Field(default=3, description="Channels of the input: 3 for colour, 1 for grey.")
     join: Join = Field(
         default=AddJoin(name="add"),
-        description="Where a branch meets the residual stream; by default gate in highway networks, concat in DenseNets, "
-        "none in plain nets.",
+        description="Where a branch meets the residual stream; by default gate in highway networks, concat in "
+        "DenseNets, none in plain nets.",
     )
     zero_init: Auto | bool = Field(
         default="auto", description="Start the last norm scale of each branch at zero; auto: where the join adds."

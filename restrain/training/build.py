@@ -27,7 +27,7 @@ from restrain.data.text.loader import TokenRows
 from restrain.data.text.plain import ShiftedOrder, TextSource
 from restrain.data.wds.stages import Stage
 from restrain.errors import UserError, WorldError
-from restrain.insight.cost import weightless
+from restrain.insight.cost import branch_macs, weightless
 from restrain.models.build import build_model, is_foreign
 from restrain.models.foreign import Build
 from restrain.models.init import materialise
@@ -39,6 +39,7 @@ from restrain.parallel import blocks, precision
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.recipe.durations import Duration
+from restrain.training import drop_path
 from restrain.training.border import Cadence
 from restrain.training.classify import Classify, build_loss
 from restrain.training.inputs import image_sides, like_inputs
@@ -280,6 +281,7 @@ def check_model(recipe: Recipe, own: Build | None = None) -> None:
     for it."""
     with torch.device("meta"):
         model = build_model(recipe.model.model_dump(), recipe.seed, image_sides(recipe), own)
+    check_drop_path(recipe, model)
     if recipe.data.kind == "tokens":
         check_speaks(recipe, model)
 
@@ -302,6 +304,18 @@ def check_speaks(recipe: Recipe, model: nn.Module) -> None:
             f"model.name={recipe.model.name} gives {list(found)} for tokens {list(tokens.shape)}, and a language model "
             f"gives logits {list(wanted)}. Name a language model, such as gpt."
         )
+
+
+def check_drop_path(recipe: Recipe, model: nn.Module) -> None:
+    """Raises UserError where the mode of drop path does not fit the model or its groups."""
+    drop_path.check_mode(model, recipe.model.drop_path.mode, recipe.batch.group, recipe.batch.global_)
+
+
+def block_work(recipe: Recipe, model: nn.Module) -> dict[str, int] | None:
+    """Multiply-adds of each block's branches, where the mode of drop path leaves some of them out; else None."""
+    if recipe.model.drop_path.mode == "sample" or not recipe.model.drop_path.rate:
+        return None
+    return branch_macs(model, like_inputs(recipe, 1, next(model.parameters()).dtype))
 
 
 def check_task(recipe: Recipe, data: Data, own: Own) -> None:

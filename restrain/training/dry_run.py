@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import torch
 
 from restrain.errors import WorldError
-from restrain.models import named_joins, set_factors
 from restrain.parallel import precision
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.training import build, opening, placement
+from restrain.training.dropping import Dropping
 from restrain.training.memory import Memory
 
 ROWS_ON_A_CPU = 8  # of the batches of large networks a CPU computes a few images a second
@@ -73,8 +73,7 @@ def dry_run(recipe: Recipe, data: build.Data | None, micro: int) -> DryRun:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     task = build.build_task(small, source, device).train()  # pyright: ignore[reportArgumentType]
-    if joins := named_joins(task.model):
-        set_factors(task.model, torch.ones(len(joins), rows, device=device))
+    Dropping(task.model, "sample", recipe.seed).rest(rows)
     began = time.perf_counter()
     with precision.autocast(small.precision, device):
         example = task.example(samples, labels, mix, 0, 0)

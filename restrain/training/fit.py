@@ -201,6 +201,8 @@ def _train(attempt: Attempt, say: Callable[[str], None]) -> Result:
         precision=recipe.precision,
         factor=build.build_factor(recipe, plan, total),
         clip=recipe.clip,
+        drop_mode=recipe.model.drop_path.mode,
+        work=build.block_work(recipe, task.model),
     )
     start = state.step
     loader = build.build_train_loader(recipe, attempt.data, plan, world, attempt.where, start, total, attempt.laps)

@@ -17,6 +17,7 @@ from restrain.recipe import Recipe
 from restrain.recipe.checks import listed
 from restrain.training import arithmetic, build
 from restrain.training.arithmetic import Scale
+from restrain.training.drop_path import saving
 from restrain.training.inputs import like_inputs, said
 from restrain.training.memory import Memory
 
@@ -29,6 +30,7 @@ def model_without_memory(recipe: Recipe) -> nn.Module:
     """The recipe's model on the meta device, in its dtype."""
     with torch.device("meta"):
         model = build_model(recipe.model.model_dump(), recipe.seed, build.image_sides(recipe))
+    build.check_drop_path(recipe, model)
     return model.to(precision.dtype_of_weights(recipe.precision))
 
 
@@ -70,10 +72,21 @@ def block_lines(recipe: Recipe, model: nn.Module) -> list[str]:
     rates = [join.rate for _, join in joins if join.rate]
     if rates:
         lines.append(f"drop path: {len(rates)} of {len(joins)} joins, rates {min(rates):.4g} to {max(rates):.4g}")
+        lines += saving_lines(recipe, model)
     zero = sum(getattr(module, "initial_scale", 1.0) == 0.0 for module in model.modules())
     if zero:
         lines.append(f"initial scale 0 in the last layer of {zero} branches (zero_init): each begins as an identity")
     return lines
+
+
+def saving_lines(recipe: Recipe, model: nn.Module) -> list[str]:
+    """What stochastic depth leaves out on average, weighted by the work of the blocks."""
+    mode, work = recipe.model.drop_path.mode, build.block_work(recipe, model)
+    if work is None:
+        return [f"mode {mode}: dropped branches are computed and multiplied by 0, so none of their work is saved"]
+    share = saving(model, mode, recipe.batch.group, work)
+    what = {"batch": "a dropped block is not computed", "subset": "a branch is computed for the rows that keep it"}
+    return [f"mode {mode}: {what[mode]}: {100 * share:.1f} % of the blocks' multiply-adds are saved on average"]
 
 
 def group_lines(recipe: Recipe, model: nn.Module) -> list[str]:

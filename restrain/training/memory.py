@@ -11,10 +11,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from restrain.insight.cost import saved_bytes, weightless
-from restrain.models import named_joins, set_factors, set_group
+from restrain.models import set_group
 from restrain.optim.optimizers import build_optimizer
 from restrain.parallel import blocks
 from restrain.recipe import Recipe
+from restrain.training.dropping import Dropping
 from restrain.training.inputs import like_inputs
 
 
@@ -56,8 +57,7 @@ def _activations(recipe: Recipe, model: nn.Module, side: int | None, micro: int,
     dtype = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}[number_format]
     twin = weightless(model).to(dtype).train()
     set_group(twin, recipe.batch.group)
-    if drops := named_joins(twin):
-        set_factors(twin, torch.ones(len(drops), micro, device="meta"))
+    Dropping(twin, "sample", recipe.seed).rest(micro)
     if recipe.parallel.remat == "block":
         blocks.apply_remat(twin)
     inputs = like_inputs(recipe, micro, dtype, side)

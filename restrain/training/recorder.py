@@ -81,11 +81,12 @@ class Recorder:
             self.progress.notice(f"step {r.step}: {told}")
         self.progress.update(step=r.step, epoch=r.epoch, loss=loss, accuracy=top1 if self.accuracy else None, wait=wait)
         right = f'"train/top1": {number(top1)}, ' if self.accuracy else ""
+        dropped = "" if r.dropped is None else f', "train/dropped": {r.dropped:.4f}'
         return (
             f'{{"step": {r.step}, "epoch": {r.epoch}, "samples": {self.plan.seen(r.step)}, "wall": {time.time():.3f}, '
             f'"train/loss": {number(loss)}, {right}"train/lr": {number(r.lr)}, '
             f'"train/grad_norm": {number(r.grad_norm)}, "train/samples_per_s": {rate:.1f}, '
-            f'"train/data_wait": {wait:.4f}}}'
+            f'"train/data_wait": {wait:.4f}{dropped}}}'
         )
 
     def write(self, step: int, line: str, evaluation: Mapping[str, float] | None = None) -> None:

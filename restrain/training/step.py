@@ -6,7 +6,7 @@ B rows of a global batch; a rank has B / world of them, in micro-batches of whol
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from restrain import draws
 from restrain.data.loader import MicroBatch, StepBatch
 from restrain.data.order import Plan
-from restrain.draws import Purpose
 from restrain.insight.probe import Probe, Sampler
-from restrain.models.blocks import named_joins, set_factors
 from restrain.models.norm import StagedStatistics
 from restrain.optim.stepping import guarded_step
 from restrain.parallel import precision
@@ -30,6 +28,7 @@ from restrain.parallel.world import World
 from restrain.run import ledger
 from restrain.survival import signals
 from restrain.training.border import Border
+from restrain.training.dropping import Dropping
 from restrain.training.state import RunState
 from restrain.training.task import Task
 from restrain.training.vector import StepVector
@@ -48,6 +47,8 @@ class StepSettings:
     precision: str
     factor: Callable[[int], float]
     clip: float | None = None
+    drop_mode: str = "sample"  # model.drop_path.mode
+    work: Mapping[str, int] | None = None  # multiply-adds of each block's branches, where a mode can leave them out
 
 
 class Run(L.LightningModule):
@@ -83,10 +84,7 @@ class Run(L.LightningModule):
         self.statistics = StagedStatistics(task.model)
         self.trained = [p for p in task.model.parameters() if p.requires_grad]
         self.vector = StepVector(self.place, world.size)
-        joins = [(name, join) for name, join in named_joins(task.model)]
-        self.drop_rates = np.array([join.rate for _, join in joins])
-        self.drops = bool(self.drop_rates.any())
-        self.join_keys = np.array([draws.name_key(name) for name, _ in joins], np.uint64)
+        self.dropping = Dropping(task.model, settings.drop_mode, settings.seed, settings.work)
         self.ahead: dict[int, tuple[int, list[tuple[int, np.ndarray]], float]] = {}
 
     # ----------------------------------------------------------------------------------------------- Lightning's hooks
@@ -131,7 +129,7 @@ class Run(L.LightningModule):
             return
         micro = self.settings.micro
         inputs = self.task.blank(micro, self.settings.shape, self.place)
-        set_factors(self.task.model, torch.ones(len(self.join_keys), micro, device=self.place))
+        self.dropping.rest(micro)
         with precision.autocast(self.settings.precision, self.place):
             self.net(inputs).float().sum().backward()
         for p in self.trained:
@@ -161,6 +159,7 @@ class Run(L.LightningModule):
             raise AssertionError(f"the loader handed over step {batch.step} for step {step}")
         for p in self.trained:
             p.grad = None
+        self.dropping.begin(step, self.plan.segment(step).group)
         rows_here = len(parts) * self.settings.micro
         probe = self.probes.probe if self.probes is not None and self.probes.due(step + 1) else None
         losses, corrects, hash_, pixels = [], [], 0, 0
@@ -186,7 +185,7 @@ class Run(L.LightningModule):
         )
         lr = self.update(step, vector, factor)
         state.step = step + 1
-        self.vector.keep(state.step, epoch, lr, vector)
+        self.vector.keep(state.step, epoch, lr, vector, self.dropping.dropped)
 
     def to_mean_loss(self, micros: int) -> float:
         """What makes gradients of a micro-step's loss those of its rows' mean loss."""
@@ -198,8 +197,7 @@ class Run(L.LightningModule):
         """Forward and backward of one micro-batch; (sum of row losses, number of correct rows), on the device."""
         samples = micro.images.to(self.place, non_blocking=True)
         labels = micro.labels.to(self.place, non_blocking=True)
-        if self.drops:
-            set_factors(self.task.model, self.drop_factors(step, first, len(labels)))
+        self.dropping.write(first, len(samples))
         reduce_later = not last and isinstance(self.net, DistributedDataParallel)
         with self.net.no_sync() if reduce_later else nullcontext():  # pyright: ignore
             with precision.autocast(self.settings.precision, self.place):
@@ -215,17 +213,6 @@ class Run(L.LightningModule):
             rows.backward(weight)
         self.statistics.accumulate()
         return rows.detach().sum(dtype=torch.float64), self.task.correct(outputs.detach(), example.answer)
-
-    def drop_factors(self, step: int, first: int, rows: int) -> Tensor:
-        """Keep-and-scale factors of the joins' branches, [joins, rows]: 0 or 1 / (1 - rate) (Huang et al. 2016)."""
-        keys = draws.extend(
-            draws.mix(self.settings.seed, Purpose.DROP_PATH, step),
-            self.join_keys[:, None],
-            np.arange(first, first + rows),
-        )
-        rates = self.drop_rates[:, None]
-        factors = np.where(draws.uniform(keys) >= rates, 1.0 / (1.0 - rates), 0.0)
-        return torch.from_numpy(factors).to(self.place, precision.dtype_of_weights(self.settings.precision))
 
     @torch.no_grad()
     def update(self, step: int, vector: Tensor, factor: float) -> float:
@@ -259,7 +246,7 @@ class Run(L.LightningModule):
             if self.world.size > 1:
                 torch.distributed.all_reduce(statistics.sums)
             segment = self.plan.segment(step)
-            statistics.commit(segment.batch // segment.group, ok)
+            statistics.commit(segment.batch // segment.group, ok, self.dropping.idle)
         if state.ema is not None:
             state.ema.update(step, ok)
         if state.scaler is not None:

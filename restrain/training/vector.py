@@ -43,6 +43,7 @@ class Reading:
     hash: int
     pixels: int
     ended: float  # the host's clock (perf_counter) when the step had been issued
+    dropped: float | None = None  # share of the blocks' work that was left out, equal on all ranks
 
     @property
     def leaving(self) -> bool:
@@ -54,7 +55,7 @@ class StepVector:
 
     def __init__(self, device: torch.device, world: int):
         self.device, self.world = device, world
-        self.pending: deque[tuple[int, int, float, float, Tensor, torch.cuda.Event | None]] = deque()
+        self.pending: deque[tuple[int, int, float, float | None, float, Tensor, torch.cuda.Event | None]] = deque()
         self.cuda = device.type == "cuda"
         self.buffers = [torch.empty(WIDTH, dtype=torch.float64, pin_memory=self.cuda) for _ in range(2 * IN_FLIGHT)]
         self.turn = 0
@@ -78,8 +79,8 @@ class StepVector:
             dist.all_reduce(vector)
         return vector
 
-    def keep(self, step: int, epoch: int, lr: float, vector: Tensor) -> None:
-        """Start the copy to the host of a finished step's vector."""
+    def keep(self, step: int, epoch: int, lr: float, vector: Tensor, dropped: float | None = None) -> None:
+        """Start the copy to the host of a finished step's vector; the other arguments are the host's already."""
         event = None
         if self.cuda:
             host = self._buffer()
@@ -87,13 +88,13 @@ class StepVector:
             event = torch.cuda.Event()
             event.record()
             vector = host
-        self.pending.append((step, epoch, lr, time.perf_counter(), vector, event))
+        self.pending.append((step, epoch, lr, dropped, time.perf_counter(), vector, event))
 
     def read(self, leave: int = 0) -> list[Reading]:
         """Readings of all but the newest ``leave`` kept steps, oldest first."""
         readings = []
         while len(self.pending) > leave:
-            step, epoch, lr, ended, vector, event = self.pending.popleft()
+            step, epoch, lr, dropped, ended, vector, event = self.pending.popleft()
             if event is not None:
                 event.synchronize()
             v = vector.tolist()
@@ -113,6 +114,7 @@ class StepVector:
                     hash=ledger.from_limbs(v[HASHES : HASHES + 4]),
                     pixels=ledger.from_limbs(v[HASHES + 4 :]),
                     ended=ended,
+                    dropped=dropped,
                 )
             )
         return readings

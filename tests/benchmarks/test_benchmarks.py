@@ -39,6 +39,13 @@ def test_overhead(tmp_path: Path) -> None:
     assert {"share", "share_with_update"} <= found["resnet50"].keys()
 
 
+@pytest.mark.slow
+def test_probe(tmp_path: Path) -> None:
+    found = results(tmp_path, "probe.py", "--rounds", "1", "--device", "cpu")
+    assert found.keys() == {"ResNet-20", "ViT-S/16"}
+    assert all(one["bytes"] > 100 and one["step_ms"]["count"] == 1 for one in found.values())
+
+
 def test_startup(tmp_path: Path) -> None:
     found = results(tmp_path, "startup.py", "--repeats", "1")
     assert [entry["count"] for entry in found.values()] == [1, 1, 1]

@@ -60,6 +60,25 @@ def test_groups_partition_what_is_trained(told) -> None:
     assert "dry run" not in facts
 
 
+VIT = ["model.name=vit", "model.shape={depth: 4, width: 32, heads: 2, patch: 2}"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["model.drop_path.rate=0.5"], "none of their work is saved"),
+        # (2.5 - (2/9 + 7/18) / 4) / 8.5: the blocks cost the same but for two that stride, which cost three quarters.
+        (["model.drop_path={rate: 0.5, mode: batch}"], "27.6 % of the blocks' multiply-adds are saved"),
+        # Of groups of 16 rows keep 14, 12, 10 and 8 with rates of 1/8 to 1/2; the blocks of a ViT cost the same.
+        ([*VIT, "model.drop_path={rate: 0.5, mode: subset}"], "31.2 % of the blocks' multiply-adds are saved"),
+    ],
+)
+def test_what_stochastic_depth_saves(settings: list[str], said: str, told) -> None:
+    code, facts, err = told("digits_resnet20", "batch.group=16", *settings, "--no-run")
+    assert (code, err) == (0, "")
+    assert said in facts["blocks"]
+
+
 QUICK = ("cifar10_plain20", "imagenet_resnet50_ffcv16", "imagenet_resnet50_rsb_a2", "digits_plain56")
 
 
@@ -136,6 +155,11 @@ def test_the_worlds_fault(told, tmp_path: Path) -> None:
         (["digits_resnet20", "batch.micro=3"], "batch.micro = 3 is impossible"),
         (["digits_resnet20", "model.freeze=[stem, head, block:0-8]"], "leaves nothing to train"),
         (["digits_resnet20", "model.freeze=[block:9]"], "the model's blocks are 0-8"),
+        (["digits_resnet20", "model.drop_path={rate: 0.5, mode: subset}"], "model.drop_path.mode is 'subset', but"),
+        (
+            ["digits_resnet20", *VIT, "model.drop_path={rate: 0.1, mode: subset}", "batch.group=4"],
+            "batch.group=8 is the smallest that works",
+        ),
     ],
 )
 def test_bad_input(argv: list[str], said: str, told) -> None:

@@ -101,7 +101,7 @@ def test_other_commands_say_that_they_are_for_images(
         assert run(argv) == 2
         assert "is for images, and this is a language model (task=language)" in capsys.readouterr().err
     assert run(["export", str(folder), "--to", "timm", "-o", str(tmp_path / "model")]) == 2
-    assert "timm has no language models" in capsys.readouterr().err
+    assert "timm has models of images alone" in capsys.readouterr().err
 
 
 def test_evaluate_report_and_export_work(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import torch
 import torchvision
 
 from restrain.errors import UserError
-from restrain.insight.cost import forward_macs
-from restrain.models import build_model, named_joins
+from restrain.insight.cost import branch_macs, forward_macs
+from restrain.models import build_model, named_joins, residual_blocks
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 TIMM = {
@@ -78,3 +78,18 @@ def test_the_size_counts():
     assert forward_macs(model, 1, 224, 224) < forward_macs(model, 1, 256, 256) < forward_macs(model, 1, 256, 288)
     with pytest.raises(UserError, match=r"does not take images of 3 x 224 x 224.*model\.in_chans"):
         forward_macs(model, 3, 224, 224)
+
+
+def test_the_work_of_branches_leaves_out_what_a_skipped_block_computes():
+    """Of ResNet-18 (He et al. 2015, table 1): two 3x3 convolutions a block; the projections stay."""
+    with torch.device("meta"):
+        model = build_model({"name": "resnet18", "classes": 10})
+    work = branch_macs(model, torch.empty(1, 3, 224, 224))
+    assert list(work) == [name for name, _ in residual_blocks(model)]
+    inner = 9 * 64 * 64 * 56 * 56  # every stage halves the sides and doubles the channels
+    assert work["layer1.0"] == work["layer1.1"] == work["layer4.1"] == 2 * inner
+    assert work["layer2.0"] == work["layer4.0"] == inner // 2 + inner  # the first one strides
+    projections = 3 * (64 * 128 * 28 * 28)
+    stem, head = 3 * 64 * 49 * 112 * 112, 512 * 10
+    assert sum(work.values()) + projections + stem + head == forward_macs(model, 3, 224, 224)
+    assert not any(block.skipped for _, block in residual_blocks(model))

@@ -114,3 +114,15 @@ def test_families_that_cannot_say_why(section: dict, because: str) -> None:
     (found,) = of_family(section, (4, 16))
     assert because in found.because
     assert found.error > 1e-3
+
+
+def test_a_stream_before_any_weight_and_one_that_the_loss_does_not_read() -> None:
+    """The first state of a recurrent network has no gradient; a trunk may be left before its end."""
+    model, x = net(add(3)), values(3, 4)
+    loss, passed = propagation.record(model, lambda: model(x).sum())
+    (found,) = propagation.check(loss, passed)
+    assert (found.first, found.joins) == ("1.join", 2)
+    assert found.grad_error <= 1e-14
+    loss, passed = propagation.record(model, lambda: (model(x), model[0].linear.weight.sum())[1])
+    (found,) = propagation.check(loss, passed)
+    assert found.grad_error == 0.0

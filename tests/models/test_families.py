@@ -219,3 +219,20 @@ def test_a_skipped_block_is_its_skip_path(family, case):
         torch.testing.assert_close(block(given.clone()), with_zeros, rtol=1e-12, atol=1e-12)
     for _, norm in grouped_norms(model):
         assert norm.training
+
+
+@pytest.mark.parametrize(("family", "case"), ALL, ids=IDS)
+def test_a_skipped_block_has_gradients_of_zero_and_its_norms_keep_still(family, case):
+    """Not absent ones: DDP, momentum and weight decay go on. What a skipped block does compute, moves as ever."""
+    if case.section.get("join", {}).get("name") == "none" or not residual_blocks(made(case)):
+        pytest.skip("there is no path to drop")
+    model = ready(made(case, drop_path={"rate": 0.5, "mode": "batch"}, zero_init=False))
+    for _, block in residual_blocks(model):
+        block.skipped = True
+    counts = {name: int(norm.num_batches_tracked or 0) for name, norm in grouped_norms(model)}
+    found = gradients(model, inputs(case))
+    assert not [name for name, gradient in found.items() if gradient is None]
+    assert any(not gradient.any() for gradient in found.values() if gradient is not None)
+    idle = {id(norm) for _, block in residual_blocks(model) for norm in block.idle_norms or ()}
+    for name, norm in grouped_norms(model):
+        assert (int(norm.num_batches_tracked or 0) == counts[name]) == (id(norm) in idle), name

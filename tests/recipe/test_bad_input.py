@@ -119,7 +119,10 @@ def test_several_problems_are_one_paragraph() -> None:
 def test_what_is_missing_is_said(write) -> None:
     told = refusal(write("model: {name: resnet18}\ndata: {root: x}\n"))
     assert "(1) mine.yaml:1: model.classes is missing: number of classes." in told
-    assert "mine.yaml:2: data.name is missing: one of folder, webdataset, package, digits, tokens, text." in told
+    assert (
+        "mine.yaml:2: data.name is missing: one of folder, webdataset, package, digits, tokens, text, sequences."
+        in told
+    )
     assert "mine.yaml: batch is missing: samples of an optimizer step." in told
 
 

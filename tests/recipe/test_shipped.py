@@ -39,8 +39,10 @@ NAMES = [
     "imagenet_resnet50_rsb_a2",
     "imagenet_resnet50_rsb_a3",
     "imagenet_resnet50_v2",
+    "shakespeare_gpt",
+    "shakespeare_gpt_rotary",
 ]
-OWN = {name for name in NAMES if name.startswith(("digits_", "cifar10_plain", "cifar10_shared"))}
+OWN = {name for name in NAMES if name.startswith(("digits_", "cifar10_plain", "cifar10_shared", "shakespeare"))}
 
 
 def trains_differently(one: str, other: str) -> list[str]:

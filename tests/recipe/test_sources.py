@@ -13,7 +13,7 @@ from .sources import SOURCES as OF_CONVOLUTIONS
 from .sources_transformers import SOURCES as OF_TRANSFORMERS
 
 SOURCES = OF_CONVOLUTIONS | OF_TRANSFORMERS
-OF_OUR_OWN = re.compile(r"digits_|cifar10_plain|cifar10_fast|cifar10_shared|shakespeare_")
+OF_OUR_OWN = re.compile(r"adding_|copy_|digits_|cifar10_plain|cifar10_fast|cifar10_shared|shakespeare_")
 MOST_LINES = 20
 
 

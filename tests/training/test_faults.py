@@ -173,11 +173,25 @@ def test_a_flipped_bit_of_a_checkpoint_is_seen_when_it_is_read(sound: Path, tmp_
     audit(run)
 
 
-def test_no_global_generator_is_read(tmp_path: Path) -> None:
-    """The drawing functions of random, numpy.random and torch raise in a whole run, a resume and an evaluation."""
-    settings = [*SETTINGS, "model.drop_path.rate=0.2", "mix.mixup=0.2", "mix.cutmix=1.0"]
+RESNET = ["model.name=cifar_resnet20", "model.join={name: dropout, rate: 0.2}"]
+VIT = ["model.name=vit", "model.shape={depth: 3, width: 32, heads: 2, patch: 2}"]
+DRAWING = {
+    "resnet-sample": ["model.name=cifar_resnet20"],
+    "resnet-batch": [*RESNET, "model.drop_path.mode=batch"],
+    "vit-batch": [*VIT, "model.transformer.dropout=0.1", "model.drop_path.mode=batch"],
+    "vit-subset": [*VIT, "model.drop_path.mode=subset"],
+}
+
+
+@pytest.mark.parametrize("which", DRAWING)
+def test_no_global_generator_is_read(tmp_path: Path, which: str) -> None:
+    """The drawing functions of random, numpy.random and torch raise in a run of 20 steps with drop path, dropout and
+    mixup, in a resume and in an evaluation."""
+    settings = [*SETTINGS, *DRAWING[which], "model.drop_path.rate=0.5", "mix.mixup=0.2", "mix.cutmix=1.0"]
+    settings += ["length=20st", "evaluate.every=20st"]
     run = tmp_path / "run"
     assert worlds.train(run, settings, 1, {0: [("no_draws", {}), ("at_step", {"step": 7})]}).codes == [-9]
     ended = worlds.train(run, settings, 1, {0: [("no_draws", {})]})
     assert ended.codes == [0], ended.text
     assert np.isfinite([line["train/loss"] for line in worlds.journal(run)]).all()
+    assert len(worlds.journal(run)) == 20

@@ -10,6 +10,7 @@ from restrain.recipe import available, leaves, load
 from restrain.recipe.schema_data import WITHOUT_ROOT
 from restrain.recipe.writing import flow
 from tests import worlds
+from tests.training.speech import write_text
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +25,19 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return top
 
 
+def small_text(folder: Path) -> list[str]:
+    """The same of a language model, on a text."""
+    write_text(folder)
+    changes = ["length=1st", "batch.global=4", "expect=null", "model.classes=auto", "parallel.threads=1"]
+    changes += [f"data={{name: text, root: {folder}, train: text.txt, context: 16}}"]
+    return [*changes, "model.shape={depth: 1, width: 32, heads: 2, context: 16}"]
+
+
 def small(name: str, pictures: Path) -> list[str]:
     """Overrides that change sizes alone."""
     recipe = load(name, ["model.init=null"] if name == "finetune" else []).recipe
+    if recipe.task == "language":
+        return small_text(pictures)
     values = leaves(recipe)
     found = ["length=1st", "batch.global=16", "batch.group=4", "expect=null", "track.wandb.mode=disabled"]
     if recipe.data.name in WITHOUT_ROOT:

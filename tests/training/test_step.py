@@ -90,8 +90,9 @@ def test_a_bad_step_of_one_rank_is_skipped_by_all(tmp_path: Path, rank: int) -> 
     ],
     ids=str,
 )
-def test_layouts_compute_the_same(tmp_path: Path, settings: list[str]) -> None:
-    options = ["model.drop_path.rate=0.3"]
+@pytest.mark.parametrize("mode", ["sample", "batch"])
+def test_layouts_compute_the_same(tmp_path: Path, mode: str, settings: list[str]) -> None:
+    options = ["model.drop_path.rate=0.3", f"model.drop_path.mode={mode}"]
     plain = run_of(tmp_path / "plain", *options)
     other = run_of(tmp_path / "other", *options, *settings)
     a, b = worlds.tensors(plain, 6), worlds.tensors(other, 6)
@@ -101,9 +102,21 @@ def test_layouts_compute_the_same(tmp_path: Path, settings: list[str]) -> None:
         assert (tensor - b[name]).abs().max().item() <= 1e-9 * scale, name
 
 
+RESNET = ["model.name=cifar_resnet20"]
+VIT = ["model.name=vit", "model.shape={depth: 3, width: 32, heads: 2, patch: 2}"]
+MODELS = {
+    "sample": RESNET,
+    "batch": RESNET,
+    "subset": VIT,
+    "dropout": [*VIT, "model.transformer.dropout=0.2"],
+}
+
+
+@pytest.mark.parametrize("mode", MODELS)
 @pytest.mark.parametrize("world", [2, 4])
-def test_drop_path_mixing_clipping_and_ema_do_not_depend_on_the_world(tmp_path: Path, world: int) -> None:
-    options = ["model.drop_path.rate=0.5", "mix={mixup: 0.2, cutmix: 1.0}", "clip=0.5", "ema={decay: 0.9}"]
+def test_drop_path_mixing_clipping_and_ema_do_not_depend_on_the_world(tmp_path: Path, world: int, mode: str) -> None:
+    dropped = f"model.drop_path={{rate: 0.5, mode: {mode.replace('dropout', 'sample')}}}"
+    options = [*MODELS[mode], dropped, "mix={mixup: 0.2, cutmix: 1.0}", "clip=0.5", "ema={decay: 0.9}"]
     alone = run_of(tmp_path / "alone", *options, "batch.micro=32")
     many = run_of(tmp_path / "many", *options, world=world)
     a, b = worlds.tensors(alone, 6), worlds.tensors(many, 6)
@@ -113,6 +126,9 @@ def test_drop_path_mixing_clipping_and_ema_do_not_depend_on_the_world(tmp_path: 
     assert [line["train/grad_norm"] for line in worlds.journal(alone)] == pytest.approx(
         [line["train/grad_norm"] for line in worlds.journal(many)], rel=1e-9
     )
+    left_out = [[line.get("train/dropped") for line in worlds.journal(run)] for run in (alone, many)]
+    assert left_out[0] == left_out[1]
+    assert all((share is not None) == (mode in ("batch", "subset")) for share in left_out[0])
 
 
 def test_frozen_parts_do_not_move(tmp_path: Path) -> None:
