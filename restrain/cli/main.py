@@ -24,6 +24,7 @@ from restrain.cli.evaluate import evaluate
 from restrain.cli.export import export
 from restrain.cli.grow import grow
 from restrain.cli.lesion import lesion
+from restrain.cli.lineage import lineage
 from restrain.cli.look import look
 from restrain.cli.predict import predict
 from restrain.cli.probe import probe
@@ -92,6 +93,7 @@ app.command()(resume)
 app.command()(runs)
 app.command()(compare)
 app.command()(report)
+app.command()(lineage)
 app.command()(sweep)
 app.command()(sync)
 app.command()(evaluate)

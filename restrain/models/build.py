@@ -26,6 +26,7 @@ from . import (
     vit,
 )
 from .blocks import residual_blocks
+from .feedback import set_feedback
 from .foreign import SCRIPT, Build, build_own, elsewhere
 from .init import init_model
 from .norm import GroupedBatchNorm
@@ -40,6 +41,7 @@ KEYS = (
     "zero_init",
     "freeze",
     "drop_path",
+    "feedback",
     "stem",
     "downsample",
     "blurpool",
@@ -76,6 +78,7 @@ def build_model(
         freeze(model, mapping.get("freeze") or [])
         return model
     model = MODELS[str(name)](Wish.of({"join": {"name": OWN_JOIN.get(str(name), "add")}, **mapping}, sides))
+    set_feedback(model, mapping.get("feedback") or "exact")
     if not any(parameter.is_meta for parameter in model.parameters()):
         init_model(model, seed)
     freeze(model, mapping.get("freeze") or [])

@@ -99,6 +99,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "stem": ("basic",),
     "downsample": ("conv",),
     "blurpool": (False,),
+    "feedback": ("exact",),
     "join": ({"name": "add"}, {"name": "add", "scale": "one"}),
     "shape": ({},),
     "transformer": ({},),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from restrain.draws import Purpose, extend_torch, key, name_key, normal_torch, signed, uniform_torch
 
+from .feedback import BUFFER
 from .fill import ONE, ZERO, Fill, fan_in_uniform, he_normal
 from .norm import GroupedBatchNorm
 
@@ -88,6 +89,8 @@ def fills(model: nn.Module) -> dict[str, Fill]:
         if not own:
             continue
         covered = _fills_of(module)
+        if BUFFER in own:
+            covered = covered | {BUFFER: _fill_of_feedback(module, covered["weight"])}
         for name in own:
             if name not in covered:
                 raise TypeError(f"No initialisation rule covers {name!r} of {type(module).__name__} ({prefix!r}).")
@@ -101,6 +104,11 @@ def _fills_of(module: nn.Module) -> dict[str, Fill]:
         return module.fills()  # pyright: ignore[reportCallIssue]
     rule = next((rule for kind, rule in RULES if isinstance(module, kind)), None)
     return rule(module) if rule else {}
+
+
+def _fill_of_feedback(module: nn.Module, fill: Fill) -> Fill:
+    """That of the layer's weight; He's where that starts as a constant, since zeros would send nothing down."""
+    return fill if fill.kind != "constant" else he_normal(module.weight)  # pyright: ignore[reportArgumentType]
 
 
 @torch.no_grad()

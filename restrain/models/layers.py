@@ -9,8 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import feedback
+from .feedback import Fed
 
-class Conv2d(nn.Conv2d):
+
+class Conv2d(Fed, nn.Conv2d):
     """A convolution that keeps the size but for its stride; without bias unless asked for."""
 
     def __init__(
@@ -20,6 +23,11 @@ class Conv2d(nn.Conv2d):
 
     def reset_parameters(self) -> None:
         pass
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.is_exact:
+            return super()._conv_forward(input, weight, bias)
+        return feedback.conv2d(self, input, weight, self.matrix_down(), bias)
 
 
 class BlurConv2d(Conv2d):
@@ -38,11 +46,16 @@ class BlurConv2d(Conv2d):
         return super().forward(F.conv2d(input, filter_, padding=1, groups=chans))
 
 
-class Linear(nn.Linear):
+class Linear(Fed, nn.Linear):
     """A linear layer."""
 
     def reset_parameters(self) -> None:
         pass
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.is_exact:
+            return super().forward(input)
+        return feedback.linear(input, self.weight, self.matrix_down(), self.bias)
 
 
 class Embedding(nn.Embedding):

@@ -19,7 +19,13 @@ from .foreign import MISFITS, ForeignWish, keep_contract, no_drop_path, unfit
 
 PREFIX = "timm/"
 # Options of our own models that timm's have no place for, with the values that ask for nothing.
-OWN_OPTIONS = {"zero_init": ("auto", False), "stem": ("basic",), "downsample": ("conv",), "blurpool": (False,)}
+OWN_OPTIONS = {
+    "zero_init": ("auto", False),
+    "stem": ("basic",),
+    "downsample": ("conv",),
+    "blurpool": (False,),
+    "feedback": ("exact",),
+}
 
 
 def is_timm(name: Any) -> bool:

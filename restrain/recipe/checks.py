@@ -150,7 +150,7 @@ def _sizes(recipe: "Recipe") -> Iterator[Problem]:
 def _timm(recipe: "Recipe") -> Iterator[Problem]:
     """What a timm model has no place for."""
     model = recipe.model
-    options = ("stem", "downsample", "blurpool", *(["zero_init"] if model.zero_init is True else []))
+    options = ("stem", "downsample", "blurpool", "feedback", *(["zero_init"] if model.zero_init is True else []))
     for name in options:  # zero_init = false wants nothing, and stands in recipes that another network is put into
         yield from _idle(model, name, "model", f"it is an option of our own ResNets, and model.name = {model.name}")
     if model.join.name != "add":

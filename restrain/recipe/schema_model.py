@@ -235,6 +235,11 @@ class Model(Section):
         default=(), description="Parts that are not trained: stem, head, block:3, block:0-3."
     )
     drop_path: DropPath = Field(default=DropPath(), description="Stochastic depth.")
+    feedback: Literal["exact", "sign", "random"] = Field(
+        default="exact",
+        description="What sends the error down in convolutions and linear layers: their weights, their weights' signs "
+        "(arXiv:1811.03567), or fixed random matrices (feedback alignment).",
+    )
     stem: Literal["basic", "deep"] = Field(
         default="basic",
         description="deep: three 3x3 convolutions for the 7x7 one (ResNet-C, He et al. 2019, 1812.01187).",
