@@ -44,7 +44,7 @@ def resnet(blocks: int) -> tuple[Any, Any, int]:
     import torch
 
     from restrain.models import init_model
-    from restrain.models.resnet import BasicBlock, ResNetSpec, build
+    from restrain.models.convnets.resnet import BasicBlock, ResNetSpec, build
     from restrain.models.wish import Wish
 
     each = round(blocks / 3)

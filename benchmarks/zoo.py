@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from restrain.errors import UserError
 from restrain.models import StagedStatistics, build_model, named_joins, residual_blocks, set_group
-from restrain.models.zoo import PREFIX
+from restrain.models.foreign.zoo import PREFIX
 
 CLASSES = 7
 ROWS = 4

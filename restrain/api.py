@@ -25,7 +25,7 @@ from restrain.run.summary import Summary, find_runs, summarise
 if TYPE_CHECKING:
     from torch import nn
 
-    from restrain.models.foreign import Build
+    from restrain.models.foreign.contract import Build
     from restrain.training.classify import Classify
     from restrain.training.evaluate_run import Evaluation
     from restrain.training.from_script import fit

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from restrain.errors import RestrainError
-from restrain.models.foreign import Build
+from restrain.models.foreign.contract import Build
 from restrain.recipe import Recipe, load
 from restrain.run.history import Column, columns
 from restrain.run.summary import summarise

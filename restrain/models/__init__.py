@@ -4,13 +4,13 @@
 that a pass over a model needs to know of it.
 """
 
-from .blocks import ResidualBlock, drop_rate, joins, named_joins, residual_blocks, set_factors
-from .build import MODELS, build_model, freeze
-from .dropout import KeyedDropout, named_dropouts, set_dropout_keys
-from .fill import Fill
-from .init import init_model, init_tensor, materialise
-from .norm import GroupedBatchNorm2d, StagedStatistics, set_group
-from .residual import JOINS, AddJoin, Join, JoinSpec, join_spec
+from restrain.models.blocks import ResidualBlock, drop_rate, joins, named_joins, residual_blocks, set_factors
+from restrain.models.build import MODELS, build_model, freeze
+from restrain.models.dropout import KeyedDropout, named_dropouts, set_dropout_keys
+from restrain.models.fill import Fill
+from restrain.models.init import init_model, init_tensor, materialise
+from restrain.models.norm import GroupedBatchNorm2d, StagedStatistics, set_group
+from restrain.models.residual import JOINS, AddJoin, Join, JoinSpec, join_spec
 
 __all__ = [
     "JOINS",

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from restrain.errors import UserError
-
-from .norm import GroupedBatchNorm
-from .residual import DropPath
+from restrain.models.norm import GroupedBatchNorm
+from restrain.models.residual import DropPath
 
 
 class ResidualBlock(nn.Module):

@@ -10,28 +10,16 @@ from torch import nn
 
 from restrain import packages
 from restrain.errors import UserError, nearest
-
-from . import (
-    alexnet,
-    bert,
-    densenet,
-    gpt,
-    highway,
-    perceptron,
-    preact,
-    recurrent,
-    resnet,
-    shared,
-    vgg,
-    vit,
-)
-from .blocks import residual_blocks
-from .feedback import set_feedback
-from .foreign import SCRIPT, Build, build_own, elsewhere
-from .init import init_model
-from .norm import GroupedBatchNorm
-from .wish import Wish
-from .zoo import PREFIX, build_timm, is_timm
+from restrain.models.blocks import residual_blocks
+from restrain.models.convnets import alexnet, densenet, preact, resnet, shared, vgg
+from restrain.models.early import highway, perceptron, recurrent
+from restrain.models.feedback import set_feedback
+from restrain.models.foreign.contract import SCRIPT, Build, build_own, elsewhere
+from restrain.models.foreign.zoo import PREFIX, build_timm, is_timm
+from restrain.models.init import init_model
+from restrain.models.norm import GroupedBatchNorm
+from restrain.models.transformers import bert, gpt, vit
+from restrain.models.wish import Wish
 
 KEYS = (
     "name",
@@ -162,6 +150,6 @@ def model_part(model: nn.Module, part: str) -> Sequence[nn.Module | nn.Parameter
     """The modules and parameters of ``stem`` or ``head``."""
     if hasattr(model, "part"):
         return model.part(part)  # pyright: ignore[reportCallIssue]
-    from .adopt import parts  # imports timm
+    from restrain.models.foreign.adopt import parts  # imports timm
 
     return parts(model, part)

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from restrain.draws import extend_torch, uniform_torch
 from restrain.errors import UserError
-
-from .fill import ZERO, Fill
+from restrain.models.fill import ZERO, Fill
 
 
 class KeyedDropout(nn.Module):

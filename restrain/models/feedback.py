@@ -30,8 +30,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from restrain.errors import UserError, nearest
-
-from .blocks import residual_blocks
+from restrain.models.blocks import residual_blocks
 
 Feedback = Literal["exact", "sign", "random"]
 FEEDBACKS = ("exact", "sign", "random")

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import nn
 
 from restrain.errors import UserError
-
-from .init import fills
+from restrain.models.init import fills
 
 PLACES = ("spread", "end")
 LAST = ("attn.proj", "mlp.fc2")  # what a transformer's branches end in

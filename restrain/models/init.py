@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from restrain.draws import Purpose, extend_torch, key, name_key, normal_torch, signed, uniform_torch
-
-from .feedback import BUFFER
-from .fill import ONE, ZERO, Fill, fan_in_uniform, he_normal
-from .norm import GroupedBatchNorm
+from restrain.models.feedback import BUFFER
+from restrain.models.fill import ONE, ZERO, Fill, fan_in_uniform, he_normal
+from restrain.models.norm import GroupedBatchNorm
 
 CHUNK = 1 << 16  # elements filled at a time: the int64 and float64 temporaries stay in a core's cache
 

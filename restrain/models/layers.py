@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import feedback
-from .feedback import Fed
+from restrain.models import feedback
+from restrain.models.feedback import Fed
 
 
 class Conv2d(Fed, nn.Conv2d):

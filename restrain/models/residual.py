@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from restrain.errors import UserError, nearest
-
-from .dropout import KeyedDropout
-from .fill import ONE, Fill, fan_in_uniform, he_normal
+from restrain.models.dropout import KeyedDropout
+from restrain.models.fill import ONE, Fill, fan_in_uniform, he_normal
 
 Observer = Callable[["Join", Tensor, Tensor, Tensor], None]
 

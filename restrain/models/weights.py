@@ -83,7 +83,7 @@ def heads_of(model: nn.Module) -> list[str]:
     if hasattr(model, "part"):
         own = {id(module): name for name, module in model.named_modules()}
         return [own[id(piece)] for piece in model.part("head") if isinstance(piece, nn.Module)]  # pyright: ignore
-    from .adopt import head_names  # imports timm
+    from restrain.models.foreign.adopt import head_names  # imports timm
 
     return head_names(model)
 

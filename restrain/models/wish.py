@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from restrain.errors import UserError
-
-from .blocks import drop_rate
-from .residual import JoinSpec, join_spec
+from restrain.models.blocks import drop_rate
+from restrain.models.residual import JoinSpec, join_spec
 
 MODES = ("sample", "batch", "subset")
 

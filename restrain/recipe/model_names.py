@@ -19,7 +19,7 @@ class Family:
     join: str = "add"
 
 
-# restrain/models/spec.py
+# restrain/models/transformers/spec.py
 TRANSFORMER_SHAPE = ("depth", "width", "heads", "mlp")
 TRANSFORMER_OPTIONS = ("norm", "order", "position", "activation", "qk_norm", "bias", "dropout")
 

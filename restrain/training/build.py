@@ -29,7 +29,7 @@ from restrain.data.wds.stages import Stage
 from restrain.errors import UserError, WorldError
 from restrain.insight.cost import branch_macs, weightless
 from restrain.models.build import build_model, is_foreign
-from restrain.models.foreign import Build
+from restrain.models.foreign.contract import Build
 from restrain.models.init import materialise
 from restrain.models.norm import set_group
 from restrain.optim import schedules

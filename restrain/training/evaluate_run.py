@@ -13,7 +13,7 @@ from torch import Tensor
 from restrain.data.batches import EvalBatch
 from restrain.errors import UserError
 from restrain.insight.confusion import Confusion
-from restrain.models.zoo import PREFIX
+from restrain.models.foreign.zoo import PREFIX
 from restrain.parallel.world import World
 from restrain.recipe import Recipe, load
 from restrain.run import checkpoint, lockfile

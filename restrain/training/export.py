@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from restrain import __version__, draws
 from restrain.errors import UserError, WorldError
 from restrain.models.build import build_model
-from restrain.models.zoo import timm_name
+from restrain.models.foreign.zoo import timm_name
 from restrain.recipe import Recipe
 from restrain.recipe.model_names import family_of
 from restrain.training.build import image_sides

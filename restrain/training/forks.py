@@ -11,7 +11,7 @@ import torch
 from restrain.data.order import Plan, Segment
 from restrain.errors import UserError, WorldError
 from restrain.models.build import build_model
-from restrain.models.foreign import Build
+from restrain.models.foreign.contract import Build
 from restrain.optim.optimizers import state_slots
 from restrain.recipe import Recipe
 from restrain.run import checkpoint, lockfile

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from restrain.errors import RestrainError, UserError, WorldError
-from restrain.models.foreign import Build
+from restrain.models.foreign.contract import Build
 from restrain.parallel.launch import GOOD
 from restrain.parallel.world import World, from_environment
 from restrain.recipe import Resolved, load, override

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from restrain.errors import UserError, WorldError
-from restrain.models.foreign import Build
+from restrain.models.foreign.contract import Build
 from restrain.parallel import precision
 from restrain.recipe import Recipe, load
 from restrain.run import checkpoint, lockfile

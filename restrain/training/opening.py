@@ -12,7 +12,7 @@ from typing import Any
 
 from restrain import __version__
 from restrain.errors import UserError, WorldError, nearest
-from restrain.models.foreign import Build
+from restrain.models.foreign.contract import Build
 from restrain.recipe import Recipe, differences, is_placement, leaves, load, to_yaml
 from restrain.recipe.checks import show
 from restrain.run import checkpoint, journal, lockfile

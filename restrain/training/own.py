@@ -18,7 +18,7 @@ from restrain import packages
 from restrain.data.wds.stages import check_stages, name_of, script_names
 from restrain.errors import RestrainError, UserError, nearest
 from restrain.models.build import is_foreign, is_timm
-from restrain.models.foreign import SCRIPT, Build, elsewhere, generators
+from restrain.models.foreign.contract import SCRIPT, Build, elsewhere, generators
 from restrain.recipe import Recipe
 from restrain.training.classify import Classify
 

@@ -11,8 +11,8 @@ import torch
 
 from restrain.data.text.codes import Bytes, Characters, FileTokenizer, described, named
 from restrain.errors import UserError
-from restrain.models.gpt import Gpt
-from restrain.models.sampling import sample_tokens
+from restrain.models.transformers.gpt import Gpt
+from restrain.models.transformers.sampling import sample_tokens
 from restrain.training.loaded import Loaded
 
 WORTH_THREADS = 10_000_000  # parameters; of a smaller model the matrix products of one token are not worth sharing

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from restrain.errors import UserError, WorldError
 from restrain.models.build import build_model
-from restrain.models.foreign import Build
+from restrain.models.foreign.contract import Build
+from restrain.models.foreign.zoo import timm_name
 from restrain.models.weights import fit_weights, load_weights
-from restrain.models.zoo import timm_name
 from restrain.recipe import Recipe
 from restrain.run import checkpoint, lockfile
 from restrain.run.folder import RunFolder

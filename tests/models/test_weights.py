@@ -8,8 +8,8 @@ import torch
 
 from restrain.errors import UserError
 from restrain.models import build_model
+from restrain.models.foreign.zoo import timm_name
 from restrain.models.weights import fit_weights, heads_of, load_weights
-from restrain.models.zoo import timm_name
 
 
 def vit(side: int, **more):

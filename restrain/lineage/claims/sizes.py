@@ -9,7 +9,7 @@ from restrain.lineage.bench import Bench, command
 from restrain.lineage.charts import bars
 from restrain.lineage.claim import Check, Claim, Outcome
 from restrain.models import build_model, residual_blocks
-from restrain.models.resnet import Bottleneck
+from restrain.models.convnets.resnet import Bottleneck
 
 # He et al. 2015, table 1: multiply-adds of a 224 x 224 image; table 6: millions of parameters.
 MACS = {"resnet18": 1.8e9, "resnet34": 3.6e9, "resnet50": 3.8e9, "resnet101": 7.6e9, "resnet152": 11.3e9}

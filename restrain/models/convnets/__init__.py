@@ -1,0 +1,1 @@
+"""Convolutional networks: the baselines before ResNets, ResNets, and what came of them."""

@@ -1,0 +1,1 @@
+"""Skip connections before ResNets: perceptron, LSTM, highway."""

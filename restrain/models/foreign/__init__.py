@@ -1,0 +1,1 @@
+"""Networks whose code is not ours, timm's or a person's own, under the contract of the blocks."""

@@ -1,0 +1,1 @@
+"""Transformers: one block, three families."""

@@ -1,0 +1,133 @@
+"""Decoder-only transformers: GPT-2 (Radford et al. 2019), GPT-3's shape (Brown et al. 2020), and free sizes.
+
+Shapes: B rows, T tokens, D channels of the stream, V tokens of the vocabulary, K channels of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from restrain.errors import UserError
+from restrain.models.dropout import KeyedDropout
+from restrain.models.fill import Fill
+from restrain.models.layers import Embedding
+from restrain.models.transformers.attention import KeyValueCache, Sight
+from restrain.models.transformers.block import build_blocks, final_norm
+from restrain.models.transformers.gpt2_layout import from_gpt2, is_gpt2
+from restrain.models.transformers.initial import FilledLinear
+from restrain.models.transformers.positions import rotary_table, sincos_1d
+from restrain.models.transformers.spec import TransformerSpec
+from restrain.models.wish import Wish
+
+
+@dataclass(frozen=True, kw_only=True)
+class GptSpec(TransformerSpec):
+    """``context``: the longest sequence. ``tied``: the matrix of the head is that of the embedding."""
+
+    SHAPE: ClassVar[tuple[str, ...]] = (*TransformerSpec.SHAPE, "context")
+    OPTIONS: ClassVar[tuple[str, ...]] = (*TransformerSpec.OPTIONS, "tied")
+    POSITIONS: ClassVar[tuple[str, ...]] = ("learned", "rotary", "sincos", "none")
+
+    context: int = 0
+    tied: bool = True
+    causal: bool = True
+    init: str = "gpt2"
+
+
+class Gpt(nn.Module):
+    """Tokens int64 [B, T] -> logits [B, T, V] of the token that follows each.
+
+    ::
+
+        tokens ─ tok_embed ─ (+ pos_embed) ─ blocks ─ norm ─ head (tied: tok_embed's matrix) ─ logits
+    """
+
+    def __init__(self, spec: GptSpec, wish: Wish):
+        super().__init__()
+        self.spec = spec
+        self.tok_embed = Embedding(wish.classes, spec.width)
+        self.pos_embed = Embedding(spec.context, spec.width) if spec.position == "learned" else None
+        self.drop = KeyedDropout(spec.dropout) if spec.dropout else nn.Identity()
+        self.blocks = nn.ModuleList(build_blocks(spec, wish))
+        self.norm = final_norm(spec)
+        self.head = None if spec.tied else FilledLinear(spec.width, wish.classes, False, Fill("normal", 0.02))
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        documents_BT: Tensor | None = None,
+        caches: Sequence[KeyValueCache] | None = None,
+    ) -> Tensor:
+        """``documents_BT`` int64: tokens see those of their own document alone. ``caches``, one a block: ``tokens_BT``
+        go on from what they hold, which is extended. Raises UserError for a sequence beyond the context."""
+        tokens = tokens_BT.shape[1]
+        first = caches[0].tokens if caches else 0
+        if first + tokens > self.spec.context:
+            raise UserError(too_long(first + tokens, self.spec.context))
+        x_BTD = self.tok_embed(tokens_BT)
+        if self.pos_embed is not None:
+            x_BTD = x_BTD + self.pos_embed.weight[first : first + tokens]
+        elif self.spec.position == "sincos":
+            x_BTD = x_BTD + sincos_1d(first, tokens, self.spec.width, x_BTD)
+        x_BTD = self.drop(x_BTD)
+        rotary = None
+        if self.spec.position == "rotary":
+            rotary = rotary_table(first, tokens, self.spec.width // self.spec.heads, x_BTD)
+        sight = Sight(rotary, None if documents_BT is None else causal_documents(documents_BT))
+        for number, block in enumerate(self.blocks):
+            x_BTD = block(x_BTD, sight, caches[number]) if caches else block(x_BTD, sight)
+        return F.linear(self.norm(x_BTD), self.tok_embed.weight if self.head is None else self.head.weight)
+
+    def empty_caches(self) -> list[KeyValueCache]:
+        """One a block, for :meth:`forward`."""
+        return [KeyValueCache() for _ in self.blocks]
+
+    def part(self, name: str) -> list[nn.Module]:
+        """``stem``: the embeddings. ``head``: the last matrix, which is the token embedding's where they are tied."""
+        stem = [self.tok_embed] if self.pos_embed is None else [self.tok_embed, self.pos_embed]
+        return {"stem": stem, "head": [self.tok_embed if self.head is None else self.head]}[name]
+
+    def published(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights under our names; those of GPT-2's published files are renamed and turned (:mod:`.gpt2_layout`)."""
+        return from_gpt2(tensors) if is_gpt2(tensors) else dict(tensors)
+
+
+def causal_documents(documents_BT: Tensor) -> Tensor:
+    """bool [B, 1, T, T]: whether a token (row) sees another (column): of its document, and not after it."""
+    same = documents_BT[:, :, None] == documents_BT[:, None, :]
+    tokens = documents_BT.shape[1]
+    return (same & torch.ones(tokens, tokens, dtype=torch.bool, device=same.device).tril())[:, None]
+
+
+def too_long(tokens: int, context: int) -> str:
+    """Why a sequence is refused."""
+    return (
+        f"A sequence of {tokens} tokens does not fit the model, whose positions end at {context} "
+        f"(model.shape.context). Shorten the sequences of the data, or build the model with "
+        f"model.shape.context={tokens}."
+    )
+
+
+SPECS: dict[str, GptSpec] = {
+    "gpt": GptSpec(),
+    "gpt2": GptSpec(depth=12, width=768, heads=12, context=1024, activation="gelu_tanh"),
+    "gpt2_medium": GptSpec(depth=24, width=1024, heads=16, context=1024, activation="gelu_tanh"),
+    "gpt2_large": GptSpec(depth=36, width=1280, heads=20, context=1024, activation="gelu_tanh"),
+    "gpt2_xl": GptSpec(depth=48, width=1600, heads=25, context=1024, activation="gelu_tanh"),
+    # Every second block of the published one attends sparsely, in locally banded patterns: the same parameters.
+    "gpt3_175b": GptSpec(depth=96, width=12288, heads=96, context=2048, activation="gelu_tanh"),
+}
+
+
+def build(spec: GptSpec, wish: Wish) -> Gpt:
+    """A GPT of the given size; ``wish.classes`` is the vocabulary. UserError for wishes that it has no place for."""
+    spec = spec.asked(wish)
+    if spec.context < 1:
+        raise UserError(f"model.shape.context is missing: the longest sequence that {wish.name} sees.")
+    return Gpt(spec, wish)
