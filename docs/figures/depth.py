@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ polyline { stroke-width: 1.6; fill: none !important } .remat { stroke-dasharray:
 """
 
 
-def panel(title: str, series: dict[str, Sequence[tuple[float, float]]], column: int) -> str:
+def panel(title: str, series: Mapping[str, Sequence[tuple[float, float]]], column: int) -> str:
     """Lines over the number of blocks, from 0 on both axes, each point marked."""
     right = max(x for points in series.values() for x, _ in points)
     top = 1.1 * max(y for points in series.values() for _, y in points)

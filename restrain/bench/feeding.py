@@ -99,6 +99,7 @@ def of_recipe(recipe: Recipe, data: build.Data, seconds: float, with_step: bool 
     step = _step_rate(recipe, data, device, where, seconds) if with_step else None
     many = plan.steps_per_epoch * 1000  # far more than the time allows
     loader = build.build_train_loader(recipe, data, plan, world, where, 0, many)
+    assert isinstance(data.train_pipeline, Pipeline)
     found = measure(data.train, data.train_pipeline, loader, seconds, device, step)
     found.remote = is_remote(getattr(recipe.data, "root", None))
     return found
@@ -124,8 +125,9 @@ def _step_rate(
         if done == 0:
             began = time.perf_counter()
         with precision.autocast(settled.precision, device):
-            logits = task.model(task.normalise(images))
-        task.rows(logits, labels).mean().backward()
+            example = task.example(images, labels, None, 0, 0)
+            outputs = task.model(example.inputs)
+        task.rows(outputs, example.target).mean().backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         done += 1

@@ -270,4 +270,4 @@ def build(spec: PreActSpec, wish: Wish) -> PreActResNet:
     for key, plain in VARIANTS.items():
         if wish.options.get(key, plain) != plain:
             raise UserError(f"model.{key} is an option of the ResNets of 2015, and {wish.name} is none.")
-    return PreActResNet(spec, wish)
+    return PreActResNet(spec, wish.with_padding() if spec.cifar else wish)

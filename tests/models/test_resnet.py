@@ -152,8 +152,8 @@ def test_a_plain_block_is_its_branch():
 
 
 def test_a_fresh_residual_block_is_the_identity_behind_relu():
-    block = residual_blocks(build_model({"name": "cifar_resnet20", "classes": 10}))[0][1]
-    x = torch.rand(2, 16, 8, 8)
+    block = residual_blocks(build_model({"name": "resnet18", "classes": 10}))[0][1]
+    x = torch.rand(2, 64, 8, 8)
     assert torch.equal(block(x), x)
 
 

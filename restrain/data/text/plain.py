@@ -98,7 +98,7 @@ class ShiftedOrder(Order):
         return shard, j * self.context + self.offset(epoch)
 
     def offset(self, epoch: int) -> int:
-        return draws.integers(draws.key(self.seed, Purpose.OFFSET, epoch), self.context) if self.shuffle else 0
+        return int(draws.integers(draws.key(self.seed, Purpose.OFFSET, epoch), self.context)) if self.shuffle else 0
 
 
 def open_text(data: Any, root: Path, split: str) -> TextSource | None:
