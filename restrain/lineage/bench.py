@@ -119,7 +119,8 @@ class Bench:
         """The overrides, with the budget's share of the length that the recipe would have with them."""
         if self.budget == 1.0:
             return overrides
-        length = load(recipe, overrides).recipe.length
+        # The others may only fit together with a network of one's own, which is not at hand here.
+        length = load(recipe, [word for word in overrides if word.startswith("length=")]).recipe.length
         others = [word for word in overrides if not word.startswith("length=")]
         return [*others, f"length={max(1, round(length.value * self.budget))}{length.unit}"]
 

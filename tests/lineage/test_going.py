@@ -105,6 +105,8 @@ def test_a_budget_shortens_every_training(tmp_path: Path):
     assert Bench(tmp_path, 0.1).shortened("digits_resnet20", ("seed=1", "length=40st")) == ["seed=1", "length=4st"]
     assert Bench(tmp_path, 0.001).shortened("digits_resnet20", ()) == ["length=1ep"]
     assert Bench(tmp_path).shortened("digits_resnet20", ("seed=1",)) == ("seed=1",)
+    no_shape = "model.shape={depth: null, width: null}"  # of a network of one's own
+    assert Bench(tmp_path, 0.1).shortened("digits_perceptron", (no_shape,))[0] == no_shape
 
 
 def test_labels_are_names_of_folders_and_differ():
