@@ -42,7 +42,7 @@ CASES = {
     "Did you mean 'sgd'?",
     "optimizer=adamw": "optimizer: 'adamw' is a name; write optimizer.name=adamw.",
     "model=resnet50": "model: 'resnet50' is not a section with the keys name, classes, in_chans, join, zero_init, freeze, "
-    "drop_path, stem, downsample, blurpool, shape, transformer, recurrent, init.",
+    "drop_path, feedback, stem, downsample, blurpool, shape, transformer, recurrent, init.",
     "precision=bf-16": "precision: 'bf-16' is not one of auto, fp32, bf16, fp16, fp64. Did you mean 'bf16'?",
     "length=90": "length: '90' has no unit; it takes a duration in ep (epochs) or st (optimizer steps).",
     "length=30min": "length = 30min has a unit that makes no sense here; write ep (epochs) or st (optimizer steps).",

@@ -9,8 +9,9 @@ from timm.models.vgg import ConvMlp
 from torch import nn
 
 from restrain.errors import UserError
-from restrain.models import alexnet, build_model, freeze, residual_blocks, vgg
+from restrain.models import build_model, freeze, residual_blocks
 from restrain.models.build import model_part
+from restrain.models.convnets import alexnet, vgg
 from restrain.models.dropout import KeyedDropout, named_dropouts, set_dropout_keys
 from restrain.models.weights import heads_of
 from restrain.optim.groups import parameter_groups
