@@ -7,15 +7,13 @@ from restrain.lineage.charts import Line, lines
 from restrain.lineage.claim import Check, Claim, Outcome
 
 DEPTHS = (20, 32, 44, 56)
-# At this rate and without warm-up, deep nets of CIFAR sizes learn the digits only when they start as identities.
-ZERO_INIT = "model.zero_init=true"
 
 
 def trained(bench: Bench, depth: int, join: str) -> Trained:
     """A plain ("none") or residual ("add") net of ``depth`` layers on the digits; other claims compare with these."""
     name = "digits_plain56" if join == "none" else "digits_resnet56"
     size = [] if depth == 56 else [f"model.name=cifar_resnet{depth}"]
-    return bench.train(name, *size, *([] if join == "none" else [ZERO_INIT]))
+    return bench.train(name, *size)
 
 
 def run(bench: Bench) -> Outcome:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from restrain.lineage.bench import Bench
 from restrain.lineage.charts import Line, lines
 from restrain.lineage.claim import Check, Claim, Outcome
-from restrain.lineage.claims.degradation import ZERO_INIT
 
 KINDS = ("exact", "sign", "random")
 
@@ -15,9 +14,8 @@ def run(bench: Bench) -> Outcome:
     numbers, curves, commands = {}, [], []
     for net, recipe in (("residual-20", "digits_resnet56"), ("plain-20", "digits_plain56")):
         for colour, kind in enumerate(KINDS):
-            words = [] if net == "plain-20" else [ZERO_INIT]
-            words += [] if kind == "exact" else [f"model.feedback={kind}"]
-            one = bench.train(recipe, "model.name=cifar_resnet20", *words)
+            feedback = () if kind == "exact" else (f"model.feedback={kind}",)
+            one = bench.train(recipe, "model.name=cifar_resnet20", *feedback)
             numbers[f"loss of {net}, {kind}"] = one.loss
             numbers[f"held-out accuracy of {net}, {kind}, %"] = one.metrics["eval/top1"]
             curves.append(Line(f"{net}, {kind}", *one.by_epoch(), dashed=net == "plain-20", colour=colour))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from restrain.lineage.bench import Bench
+from restrain.lineage.bench import Bench, command
 from restrain.lineage.charts import Line, lines
 from restrain.lineage.claim import Check, Claim, Outcome
 from restrain.lineage.claims.degradation import trained
@@ -13,11 +13,10 @@ MOMENTS = ("at the start", "trained")
 
 def run(bench: Bench) -> Outcome:
     """Norm of the loss's gradient at the output of each block, of both nets, before and after training."""
-    numbers, curves, commands = {}, [], []
+    numbers, curves = {}, []
     for colour, (kind, join) in enumerate((("plain", "none"), ("residual", "add"))):
         one = trained(bench, 56, join)
         recipe = one.recipe
-        commands.append(one.command)
         for moment in MOMENTS:
             model = fresh(recipe) if moment == "at the start" else of_run(one)
             norms = gradients_by_block(model, *rows_of(recipe, 64))
@@ -27,12 +26,13 @@ def run(bench: Bench) -> Outcome:
             blocks = list(range(1, len(norms) + 1))
             curves.append(Line(name, blocks, norms, dashed=moment == "at the start", colour=colour))
     figure = lines("Gradient norm by depth", "block", "norm of dE/dx after the block", curves, log=True)
+    commands = tuple(command("train", name) for name in ("digits_plain56", "digits_resnet56"))
     grown = numbers["first / last gradient of plain-56, at the start"]
     note = (
         f"At the start the gradient of the plain net grows towards the input, {grown:.3g} times over its blocks: with "
         f"BatchNorm and without skips it is large rather than small (Yang et al. 2019, arXiv:1902.08129)."
     )
-    return Outcome(numbers, figure, tuple(commands), (note,) if grown > 1 else ())
+    return Outcome(numbers, figure, commands, (note,) if grown > 1 else ())
 
 
 CLAIM = Claim(

@@ -7,7 +7,7 @@ import torch
 from restrain.lineage.bench import Bench
 from restrain.lineage.charts import Line, lines
 from restrain.lineage.claim import Check, Claim, Outcome
-from restrain.lineage.claims.degradation import ZERO_INIT, trained
+from restrain.lineage.claims.degradation import trained
 from restrain.models import build_model
 
 NAMES = {"own weights": "cifar_resnet56", "shared weights": "cifar_shared_resnet56"}
@@ -18,7 +18,7 @@ def run(bench: Bench) -> Outcome:
     numbers, curves, commands = {}, [], []
     runs = {
         "own weights": trained(bench, 56, "add"),
-        "shared weights": bench.train("digits_resnet56", f"model.name={NAMES['shared weights']}", ZERO_INIT),
+        "shared weights": bench.train("digits_resnet56", f"model.name={NAMES['shared weights']}"),
     }
     for kind, one in runs.items():
         with torch.device("meta"):

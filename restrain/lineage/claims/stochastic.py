@@ -5,7 +5,6 @@ from __future__ import annotations
 from restrain.lineage.bench import Bench
 from restrain.lineage.charts import Line, lines
 from restrain.lineage.claim import Check, Claim, Outcome
-from restrain.lineage.claims.degradation import ZERO_INIT
 
 CHOICES = {
     "full depth": (),
@@ -18,7 +17,7 @@ def run(bench: Bench) -> Outcome:
     """ResNet-110 at full depth, with rows dropped, and with whole blocks dropped, which saves their time."""
     numbers, curves, commands = {}, [], []
     for colour, (name, words) in enumerate(CHOICES.items()):
-        one = bench.train("digits_resnet56", "model.name=cifar_resnet110", ZERO_INIT, *words)
+        one = bench.train("digits_resnet56", "model.name=cifar_resnet110", *words)
         numbers[f"training loss, {name}"] = one.loss
         numbers[f"error on held-out digits, {name}, %"] = 100.0 - one.metrics["eval/top1"]
         numbers[f"seconds a step, {name}"] = one.step_seconds
