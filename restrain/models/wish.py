@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,13 +84,6 @@ class Wish:
                 f"resolution.train and resolution.eval be one size, without a schedule."
             )
         return self.in_chans * self.sides[0] ** 2
-
-    def with_padding(self) -> Wish:
-        """This wish for a network whose shortcuts pad with zeros (option A of He et al. 2015): branches start at zero
-        only where the recipe says so. A padded channel is zero until a branch writes to it, and the ReLU behind it
-        passes no gradient at zero: with branches that start at zero it would stay so for ever."""
-        auto = self.options.get("zero_init", "auto") == "auto"
-        return dataclasses.replace(self, zero_init=self.zero_init and not auto)
 
     def refuse_join(self, family: str, *names: str) -> None:
         """Raises UserError where the recipe asks for one of these joins, which the family has no place for."""

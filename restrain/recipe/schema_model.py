@@ -227,9 +227,7 @@ class Model(Section):
         "DenseNets, none in plain nets.",
     )
     zero_init: Auto | bool = Field(
-        default="auto",
-        description="Start the last norm scale of each branch at zero; auto: where the join adds, but not where "
-        "shortcuts pad with zeros (CIFAR sizes), whose channels would never learn.",
+        default="auto", description="Start the last norm scale of each branch at zero; auto: where the join adds."
     )
     freeze: Annotated[tuple[Annotated[str, Field(pattern=r"^(stem|head|block:\d+(-\d+)?)$")], ...], AsTuple] = Field(
         default=(), description="Parts that are not trained: stem, head, block:3, block:0-3."

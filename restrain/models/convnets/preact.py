@@ -71,8 +71,10 @@ class Place:
     cifar: bool
 
     def last_conv(self, in_chans: int, out_chans: int, kernel: int) -> Conv2d:
-        """The branch's last convolution."""
-        return (ZeroConv2d if self.zero_init else Conv2d)(in_chans, out_chans, kernel)
+        """The branch's last convolution. It does not start at zero where the shortcut pads with zeros: BatchNorm and
+        ReLU pass no gradient to channels that are zero throughout, which would stay so for ever."""
+        pads = self.cifar and self.join.keeps_shortcut and self.in_chans < out_chans
+        return (ZeroConv2d if self.zero_init and not pads else Conv2d)(in_chans, out_chans, kernel)
 
 
 class PreActBlock(ResidualBlock):
@@ -269,4 +271,4 @@ def build(spec: PreActSpec, wish: Wish) -> PreActResNet:
     for key, plain in VARIANTS.items():
         if wish.options.get(key, plain) != plain:
             raise UserError(f"model.{key} is an option of the ResNets of 2015, and {wish.name} is none.")
-    return PreActResNet(spec, wish.with_padding() if spec.cifar else wish)
+    return PreActResNet(spec, wish)

@@ -52,6 +52,13 @@ class Place:
         kind = BlurConv2d if self.blurpool and stride > 1 and in_chans >= 16 else Conv2d
         return kind(in_chans, out_chans, kernel, stride)
 
+    def initial_scale(self, out_chans: int) -> float:
+        """Of the branch's last norm. Not 0 where the shortcut pads with zeros: a channel in which branch and shortcut
+        are both zero is so behind each later join as well, and the ReLU there passes no gradient at zero, so the
+        channel would stay dead. Such a block is no identity in any case."""
+        pads = self.join.keeps_shortcut and not self.projection and self.in_chans < out_chans
+        return 0.0 if self.zero_init and not pads else 1.0
+
     def shortcut(self, out_chans: int) -> nn.Module | None:
         """What fits x to the branch's shape; None where it fits already, or where the join does not look at x."""
         if not self.join.keeps_shortcut or (self.stride == 1 and self.in_chans == out_chans):
@@ -90,7 +97,7 @@ class BasicBlock(ResidualBlock):
         self.join = place.join.build(width, place.rate)
         self.act2 = nn.ReLU(inplace=True)
         self.downsample = place.shortcut(width)
-        self.bn2.initial_scale = 0.0 if place.zero_init else 1.0
+        self.bn2.initial_scale = place.initial_scale(width)
 
     def block_forward(self, x: Tensor) -> Tensor:
         branch = self.act1(self.bn1(self.conv1(x)))
@@ -128,7 +135,7 @@ class Bottleneck(ResidualBlock):
         self.join = place.join.build(out_chans, place.rate)
         self.act3 = nn.ReLU(inplace=True)
         self.downsample = place.shortcut(out_chans)
-        self.bn3.initial_scale = 0.0 if place.zero_init else 1.0
+        self.bn3.initial_scale = place.initial_scale(out_chans)
 
     def block_forward(self, x: Tensor) -> Tensor:
         branch = self.act1(self.bn1(self.conv1(x)))
@@ -252,7 +259,6 @@ def build(spec: ResNetSpec, wish: Wish) -> ResNet:
     """A ResNet of the given size with the recipe's join, drop path and zero initialisation."""
     wish.refuse_join("a ResNet", "concat")
     wish.refuse_subset("a ResNet normalises its branches with BatchNorm, whose statistics the dropped rows belong to")
-    wish = wish.with_padding() if spec.cifar else wish
     chosen = {key: wish.options.get(key, plain) != plain for key, plain in VARIANTS.items()}
     for key, is_chosen in chosen.items():
         if is_chosen and spec.cifar:
