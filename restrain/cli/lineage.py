@@ -50,6 +50,8 @@ def _go(wanted: list, out: Path, budget: float) -> int:
             reports.append(report)
     except Stopped as error:
         stopped = error
+    except KeyboardInterrupt:  # in a claim that trains nothing
+        stopped = Stopped("Stopped; the same command goes on with the claims that are left.")
     path = out / "lineage.html"
     try:
         write_atomic(path, page.render(keeping.all_reports(out, table.CLAIMS, reports)))

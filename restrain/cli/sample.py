@@ -47,6 +47,9 @@ def _numbers(text: str) -> tuple[int, ...]:
     from restrain.errors import UserError
 
     try:
-        return tuple(int(one) for one in text.replace(" ", ",").split(",") if one)
+        found = tuple(int(one) for one in text.replace(" ", ",").split(",") if one)
+        if any(not 0 <= one < 2**31 for one in found):
+            raise ValueError
+        return found
     except ValueError:
         raise UserError(f"--prompt-tokens {text}: whole numbers with commas between them, such as 464,3290.") from None

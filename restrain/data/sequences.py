@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import numpy as np
-import torch
 
 from restrain import draws
 from restrain.data.checksum import crc32
@@ -134,7 +134,14 @@ class SequenceRows:
     """Stored sequences of the adding problem to float32 [T, 2] rows of a batch; their label is the target, float32."""
 
     batched = True
-    dtype = label_dtype = torch.float32
+
+    @property
+    def dtype(self) -> Any:
+        import torch  # a set and its order need none
+
+        return torch.float32
+
+    label_dtype = dtype
 
     def __init__(self, length: int):
         self.size, self.shape = length, (length, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,15 +54,26 @@ def branch_macs(model: nn.Module, inputs: torch.Tensor) -> dict[str, int]:
     stochastic depth can save. ``inputs``: of one row, of which the shape and dtype are used.
     """
     twin = weightless(model).eval()
-    blocks = residual_blocks(twin)
+    blocks, given = residual_blocks(twin), {}
+
+    def keep(name: str) -> Any:
+        return lambda block, args, options: given.__setitem__(name, (args, options))
+
+    for name, block in blocks:
+        block.register_forward_pre_hook(keep(name), with_kwargs=True)
     whole = _macs_by_module(twin, inputs)
-    for _, block in blocks:
-        block.training = block.skipped = True  # of the block alone: what is inside it stays in evaluation mode
-    skipped = _macs_by_module(twin, inputs)  # under the names of their children, since the blocks are not called
-    inside = {
-        name: sum(skipped.get(f"{name}.{child}", 0) for child, _ in block.named_children()) for name, block in blocks
-    }
-    return {name: whole.get(name, 0) - inside[name] for name, _ in blocks}
+    found = {}
+    for name, block in blocks:
+        args, options = given.get(name, ((), {}))
+        found[name] = whole.get(name, 0) - (_macs(block.skip_forward, args, options) if args else 0)
+    return found
+
+
+def _macs(f: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> int:
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        f(*args, **options)
+    return counter.get_total_flops() // 2
 
 
 def _macs_by_module(model: nn.Module, inputs: torch.Tensor) -> dict[str, int]:

@@ -97,7 +97,8 @@ def _without(block: ResidualBlock, keeps: bool) -> Forward | None:
     """The block without its branches: what its shortcuts give; of a block without shortcuts what goes in, where it
     ``keeps`` its shape. None where nothing can take the block's place."""
     found = [join for _, join in joins(block) if isinstance(join, Join)]
-    if found and all(join.keeps_shortcut for join in found):
+    says_how = type(block).skip_forward is not ResidualBlock.skip_forward
+    if found and all(join.keeps_shortcut for join in found) and (says_how or keeps):
         return block.skip_forward
     return (lambda x, *rest, **options: x) if keeps else None
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from restrain import __version__
 from restrain.errors import RestrainError
 from restrain.models.foreign.contract import Build
-from restrain.recipe import Recipe, load
+from restrain.recipe import Recipe, load, to_yaml
 from restrain.run.history import Column, columns
 from restrain.run.summary import summarise
 from restrain.training.from_script import fit
@@ -101,7 +102,7 @@ class Bench:
         recipe does not fit, Stopped after a signal.
         """
         words = (recipe, *self.shortened(recipe, overrides))
-        path = self.folder / "runs" / label((*words, model.__qualname__) if model else words)
+        path = self.folder / "runs" / label((*words, model.__qualname__) if model else words, content(*words))
         return self._finished(words[0], words[1:], Trained(path, words, model))
 
     def resume(self, path: Path, words: tuple[str, ...]) -> Trained:
@@ -130,7 +131,16 @@ def command(*words: str) -> str:
     return shlex.join(["restrain", *words])
 
 
-def label(words: Sequence[str]) -> str:
-    """A folder's name for a recipe and its overrides: readable, and another for each."""
+def content(recipe: str, *overrides: str) -> str:
+    """What a run's recipe holds today and what would train it: where it changes, a kept run is of another recipe."""
+    try:
+        resolved = to_yaml(load(recipe, overrides).recipe)
+    except RestrainError:  # which only fits together with a network that is not at hand here
+        resolved = to_yaml(load(recipe).recipe)
+    return f"{__version__} {resolved}"
+
+
+def label(words: Sequence[str], content: str = "") -> str:
+    """A folder's name for a recipe and its overrides: readable, and another for each, and for another ``content``."""
     plain = re.sub(r"[^\w.=+-]+", "-", "_".join(words))[:80].strip("-")
-    return f"{plain}-{hashlib.sha256(' '.join(words).encode()).hexdigest()[:6]}"
+    return f"{plain}-{hashlib.sha256(' '.join([*words, content]).encode()).hexdigest()[:6]}"

@@ -57,6 +57,10 @@ def zeroed(zero_init: nn.Module, plain: nn.Module) -> set[str]:
     ``zero_init`` and ``plain``: the network with and without it; they may be on the meta device.
     """
     found, other = fills(zero_init), fills(plain)
+    # A learned factor of zero is enough; behind a branch of zero it would never move.
+    learned = {name for name, fill in other.items() if name.endswith(".gamma") and fill.scale == 0.0}
+    if learned:
+        return learned
     names = {name for name, fill in found.items() if fill.scale == 0.0 and other[name].scale != 0.0}
     if not names:
         names = {name for name in found if name.endswith(".gamma")}

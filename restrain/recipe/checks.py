@@ -110,6 +110,12 @@ def _model(recipe: "Recipe") -> Iterator[Problem]:
     drop = model.drop_path
     if model.join.name == "add" and model.join.scale in (None, "one"):
         yield from _idle(model.join, "init", "model.join", "without a model.join.scale nothing is learned")
+    if model.zero_init is True and model.join.name == "add" and model.join.scale in ("rezero", "skipinit"):
+        yield Problem(
+            "model.zero_init",
+            f"= true with model.join.scale = {model.join.scale}: a branch and its factor would both start at zero, and "
+            f"neither would ever learn; use auto",
+        )
     if model.join.name == "none":
         yield from _idle(drop, "rate", "model.drop_path", "with model.join.name = none no path is left when one drops")
         if model.zero_init is True:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from restrain.recipe.model_names import family_of
+
 if TYPE_CHECKING:
     from restrain.recipe.schema import Recipe
     from restrain.recipe.schema_data import Data
@@ -55,6 +57,20 @@ def problems(recipe: "Recipe") -> Iterator[Pair]:
         yield "data.documents", "= true does nothing: task = language gives a model its tokens alone"
     if data.name == "text" and data.eval is not None and data.holdout != type(data).model_fields["holdout"].default:
         yield "data.holdout", f"= {data.holdout:g} does nothing: data.eval = {data.eval} is what is evaluated"
+    found = family_of(model.name)
+    sees_all = found is not None and found[0] == "bert"
+    if sees_all and recipe.objective.name == "next_token":
+        yield (
+            "objective.name",
+            f"= next_token, but {model.name} sees the tokens after each as well, so it would read the answers off its "
+            f"input. Use objective.name=masked_token",
+        )
+    elif found is not None and not sees_all and recipe.objective.name == "masked_token":
+        yield (
+            "objective.name",
+            f"= masked_token, but {model.name} sees only what stands before a masked token. Use a model of bert's "
+            f"family, or objective.name=next_token",
+        )
     if data.name == "sequences" and recipe.objective.name != "next_token":
         yield "objective.name", f"= {recipe.objective.name}, but data.task = copy asks for the next token: next_token"
     shape = getattr(model, "shape", None)

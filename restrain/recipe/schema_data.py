@@ -352,8 +352,10 @@ class Sequences(_Text):
         "again after a gap (task=language)."
     )
     length: Positive = Field(default=200, description="Steps of a sequence.")
-    train: Positive = Field(default=50_000, description="Sequences to train on.")
-    eval: Positive | None = Field(default=1000, description="Other sequences to evaluate on; null: none.")
+    train: Annotated[int, Field(gt=0, le=2**40)] = Field(default=50_000, description="Sequences to train on.")
+    eval: Annotated[int, Field(gt=0, le=2**40)] | None = Field(
+        default=1000, description="Other sequences to evaluate on; null: none."
+    )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         default=0, description="Of the set: its sequences, whatever the seed of the run."
     )

@@ -16,7 +16,8 @@ from restrain.errors import UserError
 from restrain.models import build_model, residual_blocks
 from restrain.models.growth import match, source, zeroed
 from restrain.optim.optimizers import state_slots
-from restrain.recipe import Recipe, load, to_yaml
+from restrain.recipe import Recipe, differences, is_placement, load, to_yaml
+from restrain.recipe.checks import show
 from restrain.run import checkpoint, journal, lockfile
 from restrain.run.folder import RunFolder
 from restrain.training import build
@@ -59,6 +60,7 @@ def grow(
     was = load(str(located.run / "recipe.lock.yaml")).recipe
     changes = [*([f"model.name={to}"] if to else []), *overrides]
     recipe = load(str(located.run / "recipe.lock.yaml"), changes).recipe
+    _check_changes(was, recipe)
     run = RunFolder(folder or Path("runs") / recipe.model.name / f"{datetime.now():%Y%m%d-%H%M%S}-grown")
     if run.path.exists() and any(run.path.iterdir()):
         raise UserError(f"--run {run.path}: there is something already. Name a new folder.")
@@ -83,6 +85,25 @@ def grow(
     return Grown(
         run.path, recipe.model.name, located.checkpoint, state.step, total, blocks, added, shown, located.notices
     )
+
+
+def _check_changes(was: Recipe, recipe: Recipe) -> None:
+    """UserError for changes that would make another run of it, or networks that growth would change."""
+    for key, before, now in differences(was, recipe):
+        if key not in ("model.name", "length") and not key.startswith("model.shape.") and not is_placement(key):
+            raise UserError(
+                f"{key}={show(now)}: the run has {show(before)}, and only its depth and its length can grow. Change it "
+                f"afterwards, with restrain resume and --allow {key}."
+            )
+    if recipe.model.join.name != "add":
+        raise UserError(
+            f"model.join.name is {recipe.model.join.name}: a new block is an identity where its join adds (add)."
+        )
+    if recipe.model.feedback == "random":
+        raise UserError(
+            "model.feedback is random: each layer's fixed matrix is drawn from its name, and in the deeper network the "
+            "run's blocks have other names. Their weights would lose the matrices that they have aligned with."
+        )
 
 
 def _matched(was: Recipe, recipe: Recipe, place: str) -> dict[str, str]:

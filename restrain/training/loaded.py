@@ -74,6 +74,8 @@ def load_weights(path: Path, weights: str = "auto", own: Build | None = None) ->
 
     Raises UserError for an average that the run does not keep.
     """
+    if weights not in ("auto", "ema", "raw"):
+        raise UserError(f"--weights {weights}: it is auto, ema or raw.")
     located = locate(path)
     lockfile.read(located.run / "recipe.lock.yaml")
     recipe = load(str(located.run / "recipe.lock.yaml")).recipe

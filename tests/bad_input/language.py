@@ -159,4 +159,18 @@ LANGUAGE = [
         "Use restrain sample.",
         lambda place: (_train()(place), place.cli("predict", "{dir}/run", "{dir}/text.txt"))[1],
     ),
+    Case(
+        "A model that sees both sides is to say the next token",
+        "objective.name = next_token, but bert sees the tokens after each as well, so it would read the answers off its input. Use objective.name=masked_token.",
+        2,
+        "Let it say masked tokens, or choose a gpt.",
+        show(RECIPE, "model.name=bert"),
+    ),
+    Case(
+        "A branch and its factor would both start at zero",
+        "command line: model.zero_init = true with model.join.scale = rezero: a branch and its factor would both start at zero, and neither would ever learn; use auto.",
+        2,
+        "Leave out one of them.",
+        show("digits_resnet20", "model.join.scale=rezero", "model.zero_init=true"),
+    ),
 ]

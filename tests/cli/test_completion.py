@@ -43,10 +43,10 @@ def environment() -> dict[str, str]:
         (["show", "digits_resnet20", "data.threads="], ["data.threads=auto"]),
         (["show", "digits_resnet20", "schedule.at"], []),  # a cosine has none
         (["show", "cifar10_resnet20", "schedule.at"], ["schedule.at="]),
-        (["show", "digits_resnet20", "--diff", "digits_p"], ["digits_plain56"]),
+        (["show", "digits_resnet20", "--diff", "digits_pl"], ["digits_plain56"]),
         (["show", "--di"], ["--diff"]),
         (["why", "schedule.w"], ["schedule.warmup", "schedule.warmup_from", "schedule.warmup_prefix"]),
-        (["why", "seed", "digits_p"], ["digits_plain56"]),
+        (["why", "seed", "digits_pl"], ["digits_plain56"]),
         (["data", "in"], ["index"]),
         (["completion", "f"], ["fish"]),
         (["nonsense", "x"], []),
@@ -96,7 +96,7 @@ def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
     ("line", "expected"),
     [
         ("restrain sh", ["show"]),
-        ("restrain train digits_p", ["digits_plain56"]),
+        ("restrain train digits_pl", ["digits_plain56"]),
         ("restrain show digits_resnet20 optimizer.mom", ["optimizer.momentum="]),
         ("restrain show digits_resnet20 optimizer.name=ada", ["adamw", "adan"]),  # behind =, where bash splits words
         ("restrain show digits_resnet20 loss.name=", ["cross_entropy", "bce"]),
@@ -120,7 +120,7 @@ def test_fish(environment: dict[str, str], tmp_path: Path) -> None:
     script = tmp_path / "restrain.fish"
     script.write_text(SCRIPTS["fish"])
     for line, expected in (
-        ("restrain train digits_p", ["digits_plain56"]),
+        ("restrain train digits_pl", ["digits_plain56"]),
         ("restrain show digits_resnet20 optimizer.name=ada", ["optimizer.name=adamw", "optimizer.name=adan"]),
         ("restrain check ", available()),
     ):

@@ -93,3 +93,16 @@ def test_the_work_of_branches_leaves_out_what_a_skipped_block_computes():
     stem, head = 3 * 64 * 49 * 112 * 112, 512 * 10
     assert sum(work.values()) + projections + stem + head == forward_macs(model, 3, 224, 224)
     assert not any(block.skipped for _, block in residual_blocks(model))
+
+
+@pytest.mark.parametrize("join", ["add", "gate", "shortcut_gate", "conv1x1", "scale"])
+def test_what_a_skipped_block_still_computes_is_no_saving(join: str) -> None:
+    """Its projection, and the join's own gate or convolution."""
+    model = build_model({"name": "cifar_resnet20", "classes": 10, "join": {"name": join}})
+    whole = forward_macs(model, 3, 32, 32)
+    work = branch_macs(model, torch.empty(1, 3, 32, 32))
+    for name, block in residual_blocks(model):
+        with_it = sum(work.values()) - work[name]
+        block.block_forward = block.skip_forward  # an attribute hides the method
+        assert forward_macs(model, 3, 32, 32) == whole - work[name], (name, with_it)
+        del block.block_forward

@@ -79,3 +79,10 @@ def test_a_network_is_whole_again_after_an_error() -> None:
     with pytest.raises(RuntimeError), applied(model, Lesion("removed", ("0",))):
         model(values(2, 5))
     assert torch.equal(model(x), whole)
+
+
+def test_a_recurrent_step_has_no_lesion() -> None:
+    """Its block gives a state, which no input can stand for."""
+    for name in ("lstm", "lstm1997", "rnn"):
+        model = build_model({"name": name, "classes": 1, "in_chans": 2, "shape": {"width": 4}}).eval()
+        assert list(lesions(model, torch.randn(2, 5, 2))) == []

@@ -269,3 +269,21 @@ def test_a_transformer_has_it_in_every_projection(kind):
         assert {m.feedback_kind for m in projections if isinstance(m, Fed)} == {kind}
         model(x).square().sum().backward()
         assert all(m.weight.grad.isfinite().all() and m.weight.grad.any() for m in projections)
+
+
+@pytest.mark.parametrize("name", ["gpt", "bert"])
+def test_an_untied_head_sends_the_error_down_by_it(name):
+    shape = {"depth": 1, "width": 8, "heads": 2, "context": 4}
+    section = {"name": name, "classes": 5, "shape": shape, "transformer": {"tied": False}}
+    tokens, arrived = torch.arange(4)[None], []
+    for kind in ("exact", "sign"):
+        model = build_model(section | {"feedback": kind}, seed=2).double()
+        last = model.head if name == "gpt" else model.head.decoder
+
+        def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            args[0].register_hook(arrived.append)
+
+        hook = last.register_forward_pre_hook(look)
+        model(tokens).square().sum().backward()
+        hook.remove()
+    assert not torch.allclose(*arrived)

@@ -38,3 +38,12 @@ def test_the_last_scale_of_each_branch_makes_it_zero() -> None:
     widening = ("layer2.0", "layer3.0")  # whose shortcuts pad with zeros: they are no identities, and never inserted
     blocks = [f"layer{stage}.{n}" for stage in (1, 2, 3) for n in (0, 1, 2)]
     assert zeroed(*both) == {f"{block}.bn2.weight" for block in blocks if block not in widening}
+
+
+def test_of_a_learned_factor_of_zero_the_branch_stays_as_it_is():
+    """Behind a branch of zero the factor would have no gradient, nor the branch behind a factor of zero."""
+    with torch.device("meta"):
+        section = {"name": "cifar_resnet20", "classes": 10, "join": {"name": "add", "scale": "rezero"}}
+        both = [build_model(section | {"zero_init": wanted}) for wanted in (True, False)]
+    assert all(name.endswith(".join.gamma") for name in zeroed(*both))
+    assert len(zeroed(*both)) == 9

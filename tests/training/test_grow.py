@@ -85,9 +85,9 @@ def test_training_goes_on_where_it_was(shallow: Path, tmp_path: Path) -> None:
         ("cifar_resnet32", [], "nothing would be left to train"),
         ("cifar_resnet20", LONGER, "there is nothing to grow"),
         ("resnet50", LONGER, "the stages are layer1, layer2, layer3, layer4, those of the run"),
-        ("cifar_resnet32", [*LONGER, "model.join={name: gate}"], "does not continue"),
-        ("cifar_resnet32", [*LONGER, "model.join={name: scale}"], "its new blocks are no identities"),
-        ("cifar_resnet32", [*LONGER, "optimizer={name: adamw, lr: 0.001}"], "optimizer.name is adamw"),
+        ("cifar_resnet32", [*LONGER, "model.join={name: gate}"], "only its depth and its length can grow"),
+        ("cifar_resnet32", [*LONGER, "model.join={name: scale}"], "only its depth and its length can grow"),
+        ("cifar_resnet32", [*LONGER, "optimizer={name: adamw, lr: 0.001}"], "only its depth and its length can grow"),
     ],
     ids=["length", "same", "stages", "gate", "scale", "optimizer"],
 )
@@ -149,3 +149,19 @@ def test_a_post_norm_transformer_cannot_grow(tmp_path: Path) -> None:
     assert worlds.train(tmp_path / "shallow", words).codes == [0]
     with pytest.raises(UserError, match="its new blocks are no identities"):
         grow(tmp_path / "shallow", "", tmp_path / "deep", [*LONGER, "model.shape.depth=4"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("seed=7", r"seed=7: the run has 0, and only its depth and its length can grow"),
+        ("batch.global=32", r"batch\.global=32: the run has"),
+        ("optimizer.lr=0.5", r"optimizer\.lr=0\.5: the run has"),
+        ("model.join.name=scale", r"model\.join\.name=scale: the run has add"),
+        ("model.feedback=random", r"model\.feedback=random: the run has exact"),
+    ],
+)
+def test_nothing_but_depth_and_length_changes(shallow: Path, tmp_path: Path, change: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        grow(shallow, "cifar_resnet32", tmp_path / "deep", [*LONGER, change])
+    assert not (tmp_path / "deep").exists()

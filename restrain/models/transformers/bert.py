@@ -49,15 +49,17 @@ class MaskedHead(nn.Module):
         super().__init__()
         self.dense = FilledLinear(spec.width, spec.width, spec.bias, Fill("normal", 0.02))
         self.norm = norm_layer(spec, spec.width)
-        self.weight = None if spec.tied else nn.Parameter(torch.empty(vocabulary, spec.width))
+        self.decoder = None if spec.tied else FilledLinear(spec.width, vocabulary, False, Fill("normal", 0.02))
         self.bias = nn.Parameter(torch.empty(vocabulary))
 
     def forward(self, x_BTD: Tensor, embedding_VD: Tensor) -> Tensor:
         x_BTD = self.norm(F.gelu(self.dense(x_BTD)))
-        return F.linear(x_BTD, embedding_VD if self.weight is None else self.weight, self.bias)
+        if self.decoder is not None:
+            return self.decoder(x_BTD) + self.bias
+        return F.linear(x_BTD, embedding_VD, self.bias)
 
     def fills(self) -> dict[str, Fill]:
-        return {"weight": Fill("normal", 0.02), "bias": ZERO}
+        return {"bias": ZERO}
 
 
 class Bert(nn.Module):

@@ -82,7 +82,8 @@ class Gpt(nn.Module):
         sight = Sight(rotary, None if documents_BT is None else causal_documents(documents_BT))
         for number, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, sight, caches[number]) if caches else block(x_BTD, sight)
-        return F.linear(self.norm(x_BTD), self.tok_embed.weight if self.head is None else self.head.weight)
+        x_BTD = self.norm(x_BTD)
+        return F.linear(x_BTD, self.tok_embed.weight) if self.head is None else self.head(x_BTD)
 
     def empty_caches(self) -> list[KeyValueCache]:
         """One a block, for :meth:`forward`."""

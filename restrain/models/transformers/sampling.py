@@ -5,6 +5,8 @@ Shapes: B rows, T tokens, V tokens of the vocabulary.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,12 +26,14 @@ def sample_tokens(
     top_k: int | None = None,
     seed: int = 0,
     cache: bool = True,
+    known: int | None = None,
 ) -> Tensor:
     """``count`` tokens after a prompt: int64 [B, count]. A pure function of its arguments; no generator is read.
 
     ``temperature`` divides the logits, 0 takes the likeliest token; ``top_k``: only the k likeliest are drawn from.
     The draw of a token is a function of (seed, its number, its row). Where prompt and tokens outgrow the model's
-    context, the oldest are forgotten. ``cache``: keys and values are kept, for the same tokens in less time.
+    context, the oldest are forgotten. ``cache``: keys and values are kept, for the same tokens in less time. ``known``:
+    tokens that mean anything, where the model has more outputs than that; the others are never drawn.
 
     Raises:
         UserError: an empty prompt, a token that the model does not have, a temperature or top_k that means nothing.
@@ -44,7 +48,7 @@ def sample_tokens(
         for number in range(count):
             caches = caches if tokens_BT.shape[1] <= context else None  # positions move when the window slides
             logits_BV = _next_logits(model, tokens_BT[:, -context:], caches)
-            chosen_B = choose(logits_BV, temperature, top_k, key(seed, Purpose.SAMPLE, number))
+            chosen_B = choose(logits_BV[:, :known], temperature, top_k, key(seed, Purpose.SAMPLE, number))
             tokens_BT = torch.cat((tokens_BT, chosen_B[:, None]), 1)
         return tokens_BT[:, prompt_BT.shape[1] :]
     finally:
@@ -82,7 +86,7 @@ def _check(model: Gpt, prompt_BT: Tensor, temperature: float, top_k: int | None)
             f"The prompt has tokens from {int(prompt_BT.min())} to {int(prompt_BT.max())}, and the model knows 0 to "
             f"{vocabulary - 1}: it was trained on another vocabulary."
         )
-    if temperature < 0:
+    if not 0 <= temperature < math.inf:  # NaN is neither
         raise UserError(f"A temperature of {temperature}: it is 0, for the likeliest token, or more.")
     if top_k is not None and top_k < 1:
         raise UserError(f"A top-k of {top_k}: at least one token has to be left to choose from.")

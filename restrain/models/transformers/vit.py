@@ -198,7 +198,7 @@ SPECS: dict[str, VitSpec] = {
         "deit3",
         {"small": SMALL, "medium": MEDIUM, "base": BASE, "large": LARGE, "huge": HUGE},
         patch_positions=True,
-        layerscale=1e-6,
+        layerscale=1e-4,  # the authors' models_v2.py; timm's 1e-6 is overwritten by the weights that it loads
     ),
     # Darcet et al. 2023 (arXiv:2309.16588)
     "vit_medium_patch16_reg4_gap_256": VitSpec(depth=12, width=512, heads=8, layerscale=1e-5, **REGISTERS),  # pyright: ignore

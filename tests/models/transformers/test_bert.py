@@ -75,7 +75,7 @@ def expected_logits(model: nn.Module, row: list[int], segments: list[int], order
             x = norm(alpha * x + transform(x, f"{at}.mlp"), f"{at}.norm2")
     x = norm(x, "norm") if order == "pre" else x
     x = norm(gelu(affine(x, "head.dense")), "head.norm")
-    return x @ w["tok_embed.weight" if "head.weight" not in w else "head.weight"].T + w["head.bias"]
+    return x @ w["tok_embed.weight" if "head.decoder.weight" not in w else "head.decoder.weight"].T + w["head.bias"]
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=IDS)

@@ -110,3 +110,16 @@ def test_top_k_leaves_the_likeliest():
 def test_bad_arguments_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         sample_tokens(**{"model": small(), "prompt_BT": prompt(), "count": 2} | change)
+
+
+def test_outputs_that_mean_nothing_are_never_drawn():
+    model = small()
+    found = sample_tokens(model, prompt() % 5, 60, temperature=50.0, known=5)
+    assert int(found.max()) == 4
+    assert int(sample_tokens(model, prompt() % 5, 60, temperature=50.0).max()) > 4
+
+
+@pytest.mark.parametrize("temperature", [float("nan"), float("inf"), -1.0])
+def test_a_temperature_is_a_number(temperature):
+    with pytest.raises(UserError, match="A temperature of"):
+        sample_tokens(small(), prompt(), 1, temperature=temperature)
