@@ -41,7 +41,6 @@ def sample(loaded: Loaded, wanted: Wanted, tokenizer: str | None = None) -> str:
     if sum(p.numel() for p in model.parameters()) < WORTH_THREADS:
         torch.set_num_threads(1)
     known = _tokenizer(loaded, tokenizer, isinstance(wanted.prompt, str))
-    _check_size(known, model, loaded)
     tokens = _encoded(known, wanted.prompt) if isinstance(wanted.prompt, str) else list(wanted.prompt)
     found = sample_tokens(
         model,
@@ -54,16 +53,6 @@ def sample(loaded: Loaded, wanted: Wanted, tokenizer: str | None = None) -> str:
     )
     whole = [*tokens, *found[0].tolist()]
     return " ".join(map(str, whole)) if known is None else known.decode(np.array(whole))
-
-
-def _check_size(known: Tokenizer | None, model: Gpt, loaded: Loaded) -> None:
-    """A tokenizer that is not the run's own has to know all of its tokens."""
-    outputs = model.tok_embed.num_embeddings
-    if known is not None and known.size > outputs:
-        raise UserError(
-            f"The tokenizer has {known.size} tokens, and the model of {loaded.located.run} knows {outputs}: it was "
-            f"trained with another one."
-        )
 
 
 def _speaker(loaded: Loaded) -> Gpt:
