@@ -61,11 +61,18 @@ def leaves(recipe: BaseModel) -> dict[str, Any]:
 
 
 def differences(a: BaseModel, b: BaseModel) -> list[tuple[str, Any, Any]]:
-    """The keys in which two recipes differ, with the value in each (``ABSENT`` where one has no such key)."""
+    """The keys in which two recipes differ, with the value in each (``ABSENT`` where one has no such key).
+
+    A key that only one of them has, and that says nothing there (null), is no difference.
+    """
     in_a, in_b = leaves(a), leaves(b)
     keys = [*in_a, *(key for key in in_b if key not in in_a)]
     pairs = [(key, in_a.get(key, ABSENT), in_b.get(key, ABSENT)) for key in keys]
-    return [(key, one, other) for key, one, other in pairs if one != other or type(one) is not type(other)]
+    return [
+        (key, one, other)
+        for key, one, other in pairs
+        if (one != other or type(one) is not type(other)) and not (ABSENT in (one, other) and None in (one, other))
+    ]
 
 
 def _emit(key: str, value: Any, depth: int, lines: list[str]) -> None:

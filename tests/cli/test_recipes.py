@@ -32,7 +32,11 @@ def test_in_a_pipe_a_recipe_is_a_line(capsys: pytest.CaptureFixture[str], monkey
 def test_words_narrow_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["recipes", "digits", "plain"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["name", "digits_plain56"]
+    header, *names = [line.split()[0] for line in lines]
+    assert header == "name"
+    assert "digits_plain56" in names
+    assert all(name.startswith("digits_") for name in names)
+    assert "digits_resnet20" not in names
     assert run(["recipes", "TORCHVISION"]) == 0  # in the source alone
     assert "imagenet_resnet50 " in capsys.readouterr().out
     assert run(["recipes", "digits_resent20"]) == 2
