@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -154,6 +155,20 @@ def outputs_needed(recipe: Recipe, train: Source) -> int:
 def described_tokenizer(data: Data) -> dict[str, str]:
     """What the tokens of a set mean, for run.json."""
     return data.train.describe_tokenizer()  # type: ignore[attr-defined]
+
+
+def check_tokens(recipe: Recipe, data: Data, told: Mapping[str, Any] | None, run: Path) -> None:
+    """UserError where the tokens of the data do not mean what those of a run do; ``told``: what its run.json says."""
+    if recipe.data.kind != "tokens" or not told:
+        return
+    now = described_tokenizer(data)
+    for key, value in told.items():
+        if key not in ("root", "file") and now.get(key) != value:
+            raise UserError(
+                f"The tokens of data.name={recipe.data.name} are not those that {run} was trained on ({key} differs), "
+                f"so the same numbers mean other text, and no figure would mean anything. Name the text or the set "
+                f"that the run learnt, with data.root and data.train."
+            )
 
 
 def with_classes(recipe: Recipe, data: Data | None) -> Recipe:

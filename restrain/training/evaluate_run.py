@@ -17,6 +17,7 @@ from restrain.models.foreign.zoo import PREFIX
 from restrain.parallel.world import World
 from restrain.recipe import Recipe, load
 from restrain.run import checkpoint, lockfile
+from restrain.run.folder import RunFolder
 from restrain.training import build, opening, placement, start_weights
 from restrain.training.evaluate import evaluate
 from restrain.training.loaded import locate
@@ -48,6 +49,7 @@ def evaluate_run(path: Path, overrides: Sequence[str] = ()) -> Evaluation:
     lockfile.read(lock)
     _refuse_idle(overrides)
     recipe, data, device = _opened(load(str(lock), overrides).recipe, str(path), lock)
+    build.check_tokens(recipe, data, RunFolder(located.run).read_info().get("tokenizer"), located.run)
     plan = build.build_plan(recipe, data, [])
     task = build.build_task(recipe, data, device)
     state = build.build_state(recipe, task, plan, build.total_steps(recipe, plan), device)

@@ -69,6 +69,8 @@ def of_run(located: Located) -> Subject:
     """A run's own weights (not their average)."""
     loaded = load_weights(located.checkpoint, "raw")
     data, why = _opened(loaded.recipe)
+    if data is not None:
+        build.check_tokens(loaded.recipe, data, loaded.info.get("tokenizer"), located.run)
     what = f"weights after step {located.step:,} of {located.run}"
     return Subject(loaded.recipe, _task(loaded.recipe, loaded.model, data), what, data, why, located.notices)
 

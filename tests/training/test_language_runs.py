@@ -102,6 +102,18 @@ def test_vocabulary_and_tokenizer_are_kept(sound: tuple[Path, list[str]], place:
     assert json.loads((run / "run.json").read_text())["tokenizer"]["vocabulary"] == "".join(characters)
 
 
+def test_another_vocabulary_is_no_measure(sound: tuple[Path, list[str]], place: Path, tmp_path: Path) -> None:
+    """A text of as many characters, one of them another: the same numbers would mean other text."""
+    from restrain.errors import UserError
+    from restrain.training.evaluate_run import evaluate_run
+
+    run, _ = sound
+    (tmp_path / "text.txt").write_text((place / "text.txt").read_text().replace("q", "z"))
+    assert evaluate_run(run).metrics["eval/count"] > 0
+    with pytest.raises(UserError, match=r"are not those that .* was trained on \(sha256 differs\)"):
+        evaluate_run(run, [f"data.root={tmp_path}"])
+
+
 def test_no_global_generator_is_read(sound: tuple[Path, list[str]], tmp_path: Path) -> None:
     _, words = sound
     run = tmp_path / "run"
