@@ -36,7 +36,7 @@ def small_text(folder: Path) -> list[str]:
 def small(name: str, pictures: Path) -> list[str]:
     """Overrides that change sizes alone."""
     recipe = load(name, ["model.init=null"] if name == "finetune" else []).recipe
-    if recipe.task == "language":
+    if recipe.task == "language" and recipe.data.name not in WITHOUT_ROOT:
         return small_text(pictures)
     values = leaves(recipe)
     found = ["length=1st", "batch.global=16", "batch.group=4", "expect=null", "track.wandb.mode=disabled"]
