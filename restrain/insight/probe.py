@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from restrain.insight import stream
 from restrain.insight.quantities import NAMES
 from restrain.models import Join, ResidualBlock, joins, residual_blocks
-from restrain.models.residual import GateJoin, ScaledAddJoin, ScaleJoin
+from restrain.models.residual import GateJoin, ScaledAddJoin, ScaleJoin, ShortcutGateJoin
 
 Values = dict[str, list[float | None]]
 ON_DEVICE = ("ratio", "cosine", "mean", "variance", "rank", "gate")
@@ -157,9 +157,11 @@ class Probe:
 
 
 def arriving(join: Join, x: Tensor, branch: Tensor) -> Tensor:
-    """What of a branch is added to the stream: the branch, under a scale where the join has one."""
+    """What of a branch is added to the stream: the branch, under a scale or a gate where the join has one."""
     if isinstance(join, ScaledAddJoin | ScaleJoin):
         return join.joined(torch.zeros_like(x), branch)
+    if isinstance(join, GateJoin) and not isinstance(join, ShortcutGateJoin):  # whose gate is on the shortcut alone
+        return join.gate(x) * branch
     return branch
 
 

@@ -17,12 +17,16 @@ Op = Literal["<", "<=", ">", ">=", "="]
 
 @dataclass(frozen=True)
 class Check:
-    """``left op factor x right``: ``left`` names a number of the outcome, ``right`` is a number or names another."""
+    """``left op factor x right``: ``left`` names a number of the outcome, ``right`` is a number or names another.
+
+    ``side``: a condition beside the claim (that the other arm is sound, say), which alone does not show it.
+    """
 
     left: str
     op: Op
     right: float | str
     factor: float = 1.0
+    side: bool = False
 
     def holds(self, numbers: Mapping[str, float]) -> bool:
         """Whether it is so; a number that is not finite meets no expectation. KeyError where one is missing."""
@@ -92,8 +96,9 @@ class Report:
 
 
 def judge(checks: tuple[Check, ...], numbers: Mapping[str, float]) -> Verdict:
-    """All hold: agrees. Some: agrees in part. None: the small form does not show the claim."""
+    """All hold: agrees. Some: agrees in part. None but side conditions: the small form does not show the claim."""
     held = tuple(check.holds(numbers) for check in checks)
     if all(held):
         return Verdict("agrees", held)
-    return Verdict("agrees in part" if any(held) else "not shown", held)
+    shown = any(so and not check.side for check, so in zip(checks, held, strict=True))
+    return Verdict("agrees in part" if shown else "not shown", held)

@@ -40,8 +40,9 @@ def read(folder: Path, claim: Claim) -> Report | None:
         said = kept["outcome"]
         numbers = {name: float(value) for name, value in said["numbers"].items()}
         outcome = Outcome(numbers, said["figure"], tuple(said["commands"]), tuple(said["notes"]))
-        others = {name: kept[name] for name in ("seconds", "budget", "written", "facts")}
-        return Report(claim, outcome, judge(claim.checks, numbers), **others)
+        facts = {str(key): str(value) for key, value in kept["facts"].items()}
+        took = float(kept["seconds"]), float(kept["budget"]), str(kept["written"])
+        return Report(claim, outcome, judge(claim.checks, numbers), *took, facts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,7 @@ class Readings:
 def read(path: Path) -> Readings:
     """The file as maps of depth over time; no file: no steps. Joins that only some steps passed have a row as well."""
     lines = [loose(one) for one in journal.read(path)]
-    lines = [one for one in lines if isinstance(one.get("joins"), list)]
+    lines = [one for one in lines if _is_whole(one)]  # others were written by another hand
     longest = max((one["joins"] for one in lines), key=len, default=[])
     joins = list(dict.fromkeys([*longest, *(name for one in lines for name in one["joins"])]))
     place = {name: n for n, name in enumerate(joins)}
@@ -52,3 +53,18 @@ def read(path: Path) -> Readings:
             if name in one:
                 values[name][rows, at] = [np.nan if value is None else value for value in one[name]]
     return Readings([int(one["step"]) for one in lines], joins, values)
+
+
+def _is_whole(line: Any) -> bool:
+    """Whether a line has a step, and a number or null a join in each quantity."""
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int) or not isinstance(line.get("joins"), list):
+        return False
+    if not all(isinstance(name, str) for name in line["joins"]):
+        return False
+    lists = [value for name, value in line.items() if name not in ("step", "joins")]
+    return all(
+        isinstance(values, list)
+        and len(values) == len(line["joins"])
+        and all(value is None or isinstance(value, (int, float)) for value in values)
+        for values in lists
+    )

@@ -6,7 +6,7 @@ from torch import nn
 
 from restrain.insight import stream
 from restrain.insight.probe import Probe
-from restrain.models import residual_blocks
+from restrain.models import build_model, residual_blocks
 from tests.insight.nets import add, net, values
 
 
@@ -176,3 +176,12 @@ def test_blocks_that_add_for_themselves_are_read_as_a_whole() -> None:
     branch = inputs[1] - inputs[0]
     assert found["ratio"][0] == pytest.approx(float(branch.norm() / inputs[0].norm()), rel=1e-5)
     assert all(1.0 <= rank <= 5.0 for rank in found["rank"])
+
+
+def test_of_a_gated_branch_what_the_gate_lets_through() -> None:
+    """At a bias of -6 hardly anything of the branch meets the stream, whatever its own size."""
+    model = build_model({"name": "cifar_resnet20", "classes": 3, "join": {"name": "exclusive_gate", "bias": -6.0}})
+    names, found = read(model.train(), values(2, 3, 8, 8, dtype=torch.float32))
+    assert len(names) == 9
+    assert max(found["ratio"]) < 0.05
+    assert max(found["gate"]) < 0.05

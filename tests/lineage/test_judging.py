@@ -43,6 +43,7 @@ def test_a_check_in_words():
     [
         ((Check("loss of a", ">", 1.0), Check("loss of b", "<", 1.0)), "agrees", (True, True)),
         ((Check("loss of a", ">", 1.0), Check("loss of b", ">", 1.0)), "agrees in part", (True, False)),
+        ((Check("loss of a", ">", 1.0, side=True), Check("loss of b", ">", 1.0)), "not shown", (True, False)),
         ((Check("loss of a", "<", 1.0), Check("nothing", "<", 1.0)), "not shown", (False, False)),
     ],
 )

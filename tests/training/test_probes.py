@@ -86,3 +86,14 @@ def test_readings_are_maps_of_depth_over_time(tmp_path: Path) -> None:
     assert (found.steps, found.joins) == ([1, 5], ["a", "b", "b#2"])
     assert np.array_equal(found.values["ratio"], [[0.1, 0.2], [np.nan, np.nan], [np.nan, 0.123457]], equal_nan=True)
     assert probes.read(tmp_path / "none").steps == []
+
+
+def test_lines_of_another_hand_are_passed_over(tmp_path: Path) -> None:
+    good = {"step": 1, "joins": ["a.join"], "ratio": [0.5]}
+    bad = [{"joins": ["a.join"]}, {"step": 2, "joins": ["a.join"], "ratio": [0.1, 0.2]}, {"step": 3, "joins": "a"}]
+    bad += [{"step": "x", "joins": []}, {"step": 4, "joins": ["a.join"], "ratio": 3}]
+    file = tmp_path / "probes.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in [*bad, good]))
+    found = probes.read(file)
+    assert found.steps == [1]
+    assert found.values["ratio"].tolist() == [[0.5]]

@@ -37,7 +37,7 @@ CLAIM = Claim(
     checks=(
         Check("loss of post-norm without warm-up", ">", "loss of post-norm with warm-up", 2.0),
         Check("loss of post-norm without warm-up", ">", "loss of pre-norm without warm-up", 2.0),
-        Check("loss of pre-norm without warm-up", "<", "loss of pre-norm with warm-up", 2.0),
+        Check("loss of pre-norm without warm-up", "<", "loss of pre-norm with warm-up", 2.0, side=True),
     ),
     run=run,
     long=tuple(
