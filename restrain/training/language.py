@@ -27,8 +27,8 @@ TOP5_ABOVE = 10
 class MaskedTokens:
     """BERT's rule (Devlin et al. 2019, arXiv:1810.04805, section 3.1 and appendix A.1), its draws from keys.
 
-    Of the T tokens of a window ``max(1, round(rate T))`` are to be found out: 80 % of these are replaced by the token
-    ``mask``, 10 % by one of the ``mask`` tokens below it, and 10 % stay as they are.
+    Of the T tokens of a window, padding apart, ``max(1, round(rate T))`` are to be found out: 80 % of these are replaced
+    by the token ``mask``, 10 % by one of the ``mask`` tokens below it, and 10 % stay as they are.
     """
 
     mask: int
@@ -42,8 +42,8 @@ class MaskedTokens:
         keys_BT = draws.extend_torch(keys_B[:, None], torch.arange(tokens, device=tokens_BT.device))
         # Padding is never chosen: its keys are the largest.
         ranked = torch.where(tokens_BT == NOTHING, torch.iinfo(torch.int64).max, keys_BT)
-        chosen = ranked.topk(max(1, round(self.rate * tokens)), dim=1, largest=False).indices
-        is_chosen = torch.zeros_like(tokens_BT, dtype=torch.bool).scatter_(1, chosen, True) & (tokens_BT != NOTHING)
+        wanted_B = (self.rate * (tokens_BT != NOTHING).sum(1).double()).round().clamp(min=1.0)
+        is_chosen = (ranked.argsort(1).argsort(1) < wanted_B[:, None]) & (tokens_BT != NOTHING)
         fate = draws.uniform_torch(draws.extend_torch(keys_BT, 1))
         other = draws.integers_torch(draws.extend_torch(keys_BT, 2), self.mask)
         shown = torch.where(fate < self.hidden + self.wrong, other, tokens_BT)
