@@ -27,8 +27,8 @@ TOP5_ABOVE = 10
 class MaskedTokens:
     """BERT's rule (Devlin et al. 2019, arXiv:1810.04805, section 3.1 and appendix A.1), its draws from keys.
 
-    Of the T tokens of a window, padding apart, ``max(1, round(rate T))`` are to be found out: 80 % of these are replaced
-    by the token ``mask``, 10 % by one of the ``mask`` tokens below it, and 10 % stay as they are.
+    Of the T tokens of a window, padding apart, ``max(1, round(rate T))`` are to be found out: 80 % of these become the
+    token ``mask``, 10 % one of the ``mask`` tokens below it, and 10 % stay as they are.
     """
 
     mask: int
