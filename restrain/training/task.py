@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
 from restrain.data.mix import MixDraw
+from restrain.training.dropping import Dropping
 
 
 class Example(NamedTuple):
@@ -43,6 +44,16 @@ class Task(L.LightningModule):
     """Whether a prediction is right or wrong; else ``train/top1`` is left out."""
     SUMS: ClassVar[int] = 5
     """Numbers that :meth:`sums` gives."""
+    _dropping: Dropping | None = None
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Under a plain Trainer: write what the next forward pass reads of drop path (by row) and dropout. A run draws
+        for itself, and never calls this."""
+        if self._dropping is None:
+            self._dropping = Dropping(self.model, "sample", seed=0)
+        rows = len(batch[0] if isinstance(batch, (tuple, list)) else batch)
+        self._dropping.begin((self.current_epoch << 32) + batch_idx, 1)
+        self._dropping.write(self.global_rank * rows, rows)
 
     @abstractmethod
     def example(self, samples: Tensor, labels: Tensor, mixed: MixDraw | None, step: int, first: int) -> Example:

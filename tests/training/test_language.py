@@ -106,7 +106,8 @@ def test_masks_follow_step_and_row_in_training_and_the_sample_in_evaluation() ->
 @pytest.mark.parametrize("masked", [None, MaskedTokens(V)])
 def test_a_plain_trainer_trains_it(masked: MaskedTokens | None, tmp_path) -> None:
     name = "gpt" if masked is None else "bert"
-    section = {"name": name, "classes": V + 1, "shape": {"depth": 1, "width": 16, "heads": 2, "context": T}}
+    section = {"name": name, "classes": V + 1, "shape": {"depth": 2, "width": 16, "heads": 2, "context": T}}
+    section |= {"drop_path": {"rate": 0.3}, "transformer": {"dropout": 0.1}}
     task = Language(build_model(section), masked=masked)
     loader = DataLoader(TensorDataset(windows(32)), batch_size=8)
     trainer = L.Trainer(
