@@ -96,6 +96,9 @@ def _curves(one: dict[str, Column], other: dict[str, Column]) -> list[str]:
     for name in one:
         if name in (*NOT_REPRODUCIBLE, "eval/count") or name not in other or not name.startswith(("train/", "eval/")):
             continue
+        if not set(one[name].steps) & set(other[name].steps):
+            rows.append(f"{name}: no step in common")
+            continue
         found = parting(one[name], other[name])
         if found.differs_at is None:
             rows.append(f"{name}: bit-equal")

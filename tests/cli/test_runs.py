@@ -87,6 +87,15 @@ def test_a_failure_is_kept_with_its_reason(tmp_path: Path) -> None:
     assert summarise(tmp_path / "run").why is None
 
 
+def test_metrics_of_other_steps_are_not_equal() -> None:
+    from restrain.cli.compare import _curves
+    from restrain.run.history import Column
+
+    one, other = (Column(np.array(steps), np.array([1.0, 2.0])) for steps in ([6, 12], [2, 4]))
+    assert _curves({"eval/loss": one}, {"eval/loss": other})[0] == "eval/loss: no step in common"
+    assert _curves({"eval/loss": one}, {"eval/loss": one})[0] == "eval/loss: bit-equal"
+
+
 def test_compare(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["compare", str(three / "a"), str(three / "deep" / "b"), str(three / "c")]) == 0
     out = capsys.readouterr().out
