@@ -24,13 +24,19 @@ def write(
     facts = machine.circumstances({}, 1)
     facts["hardware"].pop("host")
     report = {key: facts[key] for key in ("command", "started", "versions", "hardware", "git")}
-    report |= {"settings": {k: v for k, v in settings.items() if k != "json"}, "results": results}
+    report["command"] = [_placeless(word) for word in report["command"]]
+    report |= {"settings": {k: _placeless(v) for k, v in settings.items() if k != "json"}, "results": results}
     if rows is not None:
         report["rows"] = list(rows)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1, default=str) + "\n")
     print(f"written: {path}")
+
+
+def _placeless(word: Any) -> Any:
+    """A word of the command; of an absolute path its last part alone, since the rest is of one machine."""
+    return Path(word).name if isinstance(word, str | Path) and Path(word).is_absolute() else word
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

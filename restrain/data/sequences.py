@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
 
 import numpy as np
 
 from restrain import draws
 from restrain.data.checksum import crc32
-from restrain.data.laps import Lap
 from restrain.data.reader import Sample
 from restrain.errors import UserError
 
@@ -128,31 +126,3 @@ class SequenceSource:
 
     def close(self) -> None:
         pass
-
-
-class SequenceRows:
-    """Stored sequences of the adding problem to float32 [T, 2] rows of a batch; their label is the target, float32."""
-
-    batched = True
-
-    @property
-    def dtype(self) -> Any:
-        import torch  # a set and its order need none
-
-        return torch.float32
-
-    label_dtype = dtype
-
-    def __init__(self, length: int):
-        self.size, self.shape = length, (length, 2)
-
-    def at(self, size: int) -> SequenceRows:
-        raise ValueError(f"sequences of {self.size} steps have no other length ({size})")
-
-    def __call__(self, data: np.ndarray, key: int, out: np.ndarray, lap: Lap | None = None) -> None:
-        out[...] = data
-        if lap is not None:
-            lap.lap("collate")
-
-    def batch(self, stored: np.ndarray, keys: np.ndarray, out: np.ndarray) -> None:
-        out[...] = stored

@@ -23,8 +23,7 @@ from restrain.data.mix import Mix
 from restrain.data.order import ORDER_VERSION, Order, Plan, Segment, resolve_shuffle
 from restrain.data.progressive import Sides
 from restrain.data.reader import BadSample, Source
-from restrain.data.sequences import SequenceRows
-from restrain.data.text.loader import TokenRows
+from restrain.data.rows import SequenceRows, TokenRows
 from restrain.data.text.plain import ShiftedOrder, TextSource
 from restrain.data.wds.stages import Stage
 from restrain.errors import UserError, WorldError

@@ -11,7 +11,7 @@ import pytest
 from restrain.data.known import known_samples
 from restrain.data.loader import EvalLoader, TrainLoader
 from restrain.data.order import Plan
-from restrain.data.text.loader import TokenRows
+from restrain.data.rows import TokenRows
 from restrain.data.text.nothing import NOTHING
 from restrain.data.text.plain import ShiftedOrder, TextSource, open_text
 from restrain.errors import UserError, WorldError

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from restrain.data.order import Order, Plan
-from restrain.data.sequences import BLANK, MEMORY, RECALL, SYMBOLS, VOCABULARY, SequenceRows, SequenceSource
+from restrain.data.rows import SequenceRows
+from restrain.data.sequences import BLANK, MEMORY, RECALL, SYMBOLS, VOCABULARY, SequenceSource
 from restrain.data.text.loader import TokenEvalLoader
 from restrain.errors import UserError
 

@@ -4,36 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from restrain.data.batches import EvalBatch, MicroBatch
-from restrain.data.laps import Lap
 from restrain.data.loader import EvalLoader, TrainLoader
 from restrain.data.order import Order, Plan
+from restrain.data.rows import TokenRows
 from restrain.data.text.source import TokenSource
-
-
-class TokenRows:
-    """Stored windows to int64 [T + 1] rows of a batch; document numbers stand where images have their label."""
-
-    batched = True
-    dtype, label_dtype = torch.int64, torch.int32
-
-    def __init__(self, context: int, documents: bool):
-        self.size, self.shape = context, (context + 1,)
-        self.label_shape = (context + 1,) if documents else (0,)
-
-    def at(self, size: int) -> TokenRows:
-        raise ValueError(f"windows of {self.size} tokens have no other size ({size})")
-
-    def __call__(self, data: np.ndarray, key: int, out: np.ndarray, lap: Lap | None = None) -> None:
-        out[...] = data
-        if lap is not None:
-            lap.lap("collate")
-
-    def batch(self, stored: np.ndarray, keys: np.ndarray, out: np.ndarray) -> None:
-        out[...] = stored
 
 
 class _Handed(Protocol):

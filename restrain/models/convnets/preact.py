@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from restrain.errors import UserError
 from restrain.models.blocks import ResidualBlock
-from restrain.models.convnets.resnet import VARIANTS, Subsample
+from restrain.models.convnets.resnet import VARIANTS, ResNetSpec, Subsample
 from restrain.models.fill import ZERO, Fill, fan_in_uniform
 from restrain.models.layers import Conv2d
 from restrain.models.norm import GroupedBatchNorm2d
@@ -163,20 +163,6 @@ class PreActBottleneck(PreActBlock):
         return self.conv3(self.act3(self.norm3(branch)))
 
 
-@dataclass(frozen=True)
-class PreActSpec:
-    """A size: the block, how many each stage has, and the dialect (ImageNet or CIFAR stem, stages, shortcuts)."""
-
-    block: type[PreActBasic] | type[PreActBottleneck]
-    depths: tuple[int, ...]
-    cifar: bool = False
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Channels of each stage's 3x3 convolutions."""
-        return (16, 32, 64) if self.cifar else (64, 128, 256, 512)
-
-
 class Stage(nn.Module):
     """Blocks of one width, in timm's nesting of names."""
 
@@ -208,7 +194,7 @@ class PreActResNet(nn.Module):
         CIFAR:     x ─ stem.conv 3x3 ─ stages.0..2 ─ norm ─ relu ─ mean over H, W ─ head.fc ─ logits [B, K]
     """
 
-    def __init__(self, spec: PreActSpec, wish: Wish):
+    def __init__(self, spec: ResNetSpec, wish: Wish):
         super().__init__()
         chans = spec.widths[0]
         conv = Conv2d(wish.in_chans, chans, 3) if spec.cifar else Conv2d(wish.in_chans, chans, 7, 2)
@@ -247,22 +233,22 @@ class PreActResNet(nn.Module):
         return {"stem": [self.stem], "head": [self.head.fc]}[name]
 
 
-SPECS: dict[str, PreActSpec] = {
-    "resnetv2_18": PreActSpec(PreActBasic, (2, 2, 2, 2)),
-    "resnetv2_34": PreActSpec(PreActBasic, (3, 4, 6, 3)),
-    "resnetv2_50": PreActSpec(PreActBottleneck, (3, 4, 6, 3)),
-    "resnetv2_101": PreActSpec(PreActBottleneck, (3, 4, 23, 3)),
-    "resnetv2_152": PreActSpec(PreActBottleneck, (3, 8, 36, 3)),
-    "resnetv2_200": PreActSpec(PreActBottleneck, (3, 24, 36, 3)),
-    "cifar_preresnet20": PreActSpec(PreActBasic, (3, 3, 3), cifar=True),
-    "cifar_preresnet56": PreActSpec(PreActBasic, (9, 9, 9), cifar=True),
-    "cifar_preresnet110": PreActSpec(PreActBasic, (18, 18, 18), cifar=True),
-    "cifar_preresnet164": PreActSpec(PreActBottleneck, (18, 18, 18), cifar=True),
-    "cifar_preresnet1001": PreActSpec(PreActBottleneck, (111, 111, 111), cifar=True),
+SPECS: dict[str, ResNetSpec] = {
+    "resnetv2_18": ResNetSpec(PreActBasic, (2, 2, 2, 2)),
+    "resnetv2_34": ResNetSpec(PreActBasic, (3, 4, 6, 3)),
+    "resnetv2_50": ResNetSpec(PreActBottleneck, (3, 4, 6, 3)),
+    "resnetv2_101": ResNetSpec(PreActBottleneck, (3, 4, 23, 3)),
+    "resnetv2_152": ResNetSpec(PreActBottleneck, (3, 8, 36, 3)),
+    "resnetv2_200": ResNetSpec(PreActBottleneck, (3, 24, 36, 3)),
+    "cifar_preresnet20": ResNetSpec(PreActBasic, (3, 3, 3), cifar=True),
+    "cifar_preresnet56": ResNetSpec(PreActBasic, (9, 9, 9), cifar=True),
+    "cifar_preresnet110": ResNetSpec(PreActBasic, (18, 18, 18), cifar=True),
+    "cifar_preresnet164": ResNetSpec(PreActBottleneck, (18, 18, 18), cifar=True),
+    "cifar_preresnet1001": ResNetSpec(PreActBottleneck, (111, 111, 111), cifar=True),
 }
 
 
-def build(spec: PreActSpec, wish: Wish) -> PreActResNet:
+def build(spec: ResNetSpec, wish: Wish) -> PreActResNet:
     """A pre-activation ResNet of the given size with the recipe's join, drop path and zero initialisation."""
     wish.refuse_join("a pre-activation ResNet", "concat")
     wish.refuse_subset(

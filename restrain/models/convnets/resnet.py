@@ -10,6 +10,7 @@ CIFAR sizes 6n + 2 are section 4.2 of the paper, with its parameter-free shortcu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from restrain.errors import UserError
 from restrain.models.blocks import ResidualBlock
 from restrain.models.layers import BlurConv2d, Conv2d, Linear
 from restrain.models.norm import GroupedBatchNorm2d
-from restrain.models.residual import JoinSpec
+from restrain.models.residual import Join, JoinSpec
 from restrain.models.wish import Wish
 
 
@@ -75,7 +76,22 @@ class Place:
         return nn.Sequential(conv, GroupedBatchNorm2d(out_chans))
 
 
-class BasicBlock(ResidualBlock):
+class PostActivationBlock(ResidualBlock):
+    """A block with a ReLU behind its join."""
+
+    join: Join
+    downsample: nn.Module | None
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """``x`` in the shape of the branch."""
+        return x if self.downsample is None else self.downsample(x)
+
+    def skip_forward(self, x: Tensor) -> Tensor:
+        y = self.join.without(self.shortcut(x))
+        return y if y is x else F.relu(y)  # x left a ReLU: another one would change neither it nor its gradient
+
+
+class BasicBlock(PostActivationBlock):
     """Two 3x3 convolutions.
 
     ::
@@ -102,15 +118,10 @@ class BasicBlock(ResidualBlock):
     def block_forward(self, x: Tensor) -> Tensor:
         branch = self.act1(self.bn1(self.conv1(x)))
         branch = self.bn2(self.conv2(branch))
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return self.act2(self.join(shortcut, branch))
-
-    def skip_forward(self, x: Tensor) -> Tensor:
-        y = self.join.without(x if self.downsample is None else self.downsample(x))
-        return y if y is x else F.relu(y)  # x left a ReLU: another one would change neither it nor its gradient
+        return self.act2(self.join(self.shortcut(x), branch))
 
 
-class Bottleneck(ResidualBlock):
+class Bottleneck(PostActivationBlock):
     """1x1 down to the width, 3x3, 1x1 up to four times the width.
 
     ::
@@ -141,19 +152,14 @@ class Bottleneck(ResidualBlock):
         branch = self.act1(self.bn1(self.conv1(x)))
         branch = self.act2(self.bn2(self.conv2(branch)))
         branch = self.bn3(self.conv3(branch))
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return self.act3(self.join(shortcut, branch))
-
-    def skip_forward(self, x: Tensor) -> Tensor:
-        y = self.join.without(x if self.downsample is None else self.downsample(x))
-        return y if y is x else F.relu(y)  # x left a ReLU: another one would change neither it nor its gradient
+        return self.act3(self.join(self.shortcut(x), branch))
 
 
 @dataclass(frozen=True)
 class ResNetSpec:
     """A size: the block, how many each stage has, and the dialect (ImageNet or CIFAR stem, stages, shortcuts)."""
 
-    block: type[BasicBlock] | type[Bottleneck]
+    block: type[Any]  # of a Place of its family
     depths: tuple[int, ...]
     cifar: bool = False
 

@@ -6,7 +6,6 @@ Shapes: B rows, T tokens, D channels of the stream, V tokens of the vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,22 +21,16 @@ from restrain.models.transformers.gpt import too_long
 from restrain.models.transformers.initial import FilledLinear
 from restrain.models.transformers.norms import norm_layer
 from restrain.models.transformers.positions import rotary_table, sincos_1d
-from restrain.models.transformers.spec import TransformerSpec
+from restrain.models.transformers.spec import LanguageSpec
 from restrain.models.wish import Wish
 
 SEGMENTS = 2  # "sentence A" and "sentence B" of the paper's pairs
 
 
 @dataclass(frozen=True, kw_only=True)
-class BertSpec(TransformerSpec):
-    """``context``: the longest sequence. ``tied``: the matrix of the head is that of the embedding."""
+class BertSpec(LanguageSpec):
+    """Of an encoder, post-norm as published."""
 
-    SHAPE: ClassVar[tuple[str, ...]] = (*TransformerSpec.SHAPE, "context")
-    OPTIONS: ClassVar[tuple[str, ...]] = (*TransformerSpec.OPTIONS, "tied")
-    POSITIONS: ClassVar[tuple[str, ...]] = ("learned", "rotary", "sincos", "none")
-
-    context: int = 0
-    tied: bool = True
     order: str = "post"
     eps: float = 1e-12
 

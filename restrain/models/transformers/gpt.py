@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,20 +21,14 @@ from restrain.models.transformers.block import build_blocks, final_norm
 from restrain.models.transformers.gpt2_layout import from_gpt2, is_gpt2
 from restrain.models.transformers.initial import FilledLinear
 from restrain.models.transformers.positions import rotary_table, sincos_1d
-from restrain.models.transformers.spec import TransformerSpec
+from restrain.models.transformers.spec import LanguageSpec
 from restrain.models.wish import Wish
 
 
 @dataclass(frozen=True, kw_only=True)
-class GptSpec(TransformerSpec):
-    """``context``: the longest sequence. ``tied``: the matrix of the head is that of the embedding."""
+class GptSpec(LanguageSpec):
+    """Of a decoder: each token sees those before it."""
 
-    SHAPE: ClassVar[tuple[str, ...]] = (*TransformerSpec.SHAPE, "context")
-    OPTIONS: ClassVar[tuple[str, ...]] = (*TransformerSpec.OPTIONS, "tied")
-    POSITIONS: ClassVar[tuple[str, ...]] = ("learned", "rotary", "sincos", "none")
-
-    context: int = 0
-    tied: bool = True
     causal: bool = True
     init: str = "gpt2"
 

@@ -104,6 +104,18 @@ class TransformerSpec:
         return dataclasses.replace(self, heads=heads)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LanguageSpec(TransformerSpec):
+    """``context``: the longest sequence. ``tied``: the matrix of the head is that of the embedding."""
+
+    SHAPE: ClassVar[tuple[str, ...]] = (*TransformerSpec.SHAPE, "context")
+    OPTIONS: ClassVar[tuple[str, ...]] = (*TransformerSpec.OPTIONS, "tied")
+    POSITIONS: ClassVar[tuple[str, ...]] = ("learned", "rotary", "sincos", "none")
+
+    context: int = 0
+    tied: bool = True
+
+
 def _known(wish: Wish, section: str, given: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     for key in given:
         if key not in keys:

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from restrain.errors import UserError
 from restrain.models import build_model, freeze, residual_blocks
 from restrain.models.convnets.resnet import Subsample
+from tests.models.parity import check_training, difference
 
 IMAGENET = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 
@@ -36,10 +37,6 @@ def pair(name: str) -> tuple[nn.Module, nn.Module, Tensor]:
     ours.load_state_dict(theirs.state_dict(), strict=True)
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     return ours, theirs, x
-
-
-def difference(found: Tensor, expected: Tensor) -> float:
-    return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
 def logit_difference(name: str, mutate=lambda model: None) -> float:
@@ -73,17 +70,7 @@ def test_the_same_check_catches_a_moved_stride(name):
 
 @pytest.mark.parametrize("name", [*IMAGENET[:4], pytest.param("resnet152", marks=pytest.mark.slow)])
 def test_training_gradients_and_statistics_are_timms(name):
-    ours, theirs, x = pair(name)
-    for model in (ours, theirs):
-        model.train()(x).square().sum().backward()
-    expected = dict(theirs.named_parameters())
-    for parameter_name, parameter in ours.named_parameters():
-        other = expected[parameter_name].grad
-        assert parameter.grad is not None
-        assert other is not None
-        assert difference(parameter.grad, other) < 1e-7, parameter_name
-    for buffer_name, buffer in theirs.named_buffers():
-        torch.testing.assert_close(ours.get_buffer(buffer_name), buffer, rtol=1e-9, atol=1e-9)
+    check_training(*pair(name))
 
 
 def multiply_adds(model: nn.Module, pixels: int) -> float:
