@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from restrain.errors import UserError
 from restrain.models import build_model, freeze, residual_blocks
 from restrain.models.convnets.resnet import Subsample
-from tests.models.parity import check_training, difference
+from tests.models.parity import check_training, difference, randomise
 
 IMAGENET = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 
@@ -17,17 +17,6 @@ IMAGENET = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 def meta_model(name: str, classes: int = 1000, join: str = "add") -> nn.Module:
     with torch.device("meta"):
         return build_model({"name": name, "classes": classes, "join": {"name": join}})
-
-
-def randomise(model: nn.Module) -> None:
-    """Every parameter and running statistic: fresh weights prove nothing, their branches end in zeros."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for tensor in model.state_dict().values():
-            if tensor.ndim > 1:
-                tensor.normal_(std=(2 / tensor[0].numel()) ** 0.5, generator=generator)
-            elif tensor.is_floating_point():
-                tensor.uniform_(0.5, 1.5, generator=generator)
 
 
 def pair(name: str) -> tuple[nn.Module, nn.Module, Tensor]:
