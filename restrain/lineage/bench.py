@@ -72,11 +72,6 @@ class Trained:
         found = (self.path / "checkpoints").glob("step-*[0-9]")
         return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
-    @property
-    def step_seconds(self) -> float:
-        """Seconds of a step: the batch over the median of the journal's rate, which passes over pauses."""
-        return self.recipe.batch.global_ / float(np.median(self.columns["train/samples_per_s"].values))
-
     def by_epoch(self, metric: str = "train/loss") -> tuple[list[float], list[float]]:
         """Epochs, from 1, and the metric's mean in each; of a run of one epoch, its steps."""
         values, epochs = self.columns[metric], self.columns["epoch"]

@@ -124,7 +124,7 @@ def _settle(
     autos = opening.autos(recipe, build.resolved_autos(recipe, data, device), folder.lock_file)
     recipe = opening.settle(recipe, {key: value for key, value in autos.items() if key == "model.classes"})
     forks.check_start(recipe, int(data.train.counts.sum()), fork, own.model)
-    start_weights.check(recipe, folder, fork, build.image_sides(recipe), own.model)
+    start_weights.check(recipe, folder, fork, build.image_sides(recipe), own.model, data)
     build.check_model(recipe, own.model)
     build.check_task(recipe, data, own)
     return autos, placement.place(recipe, world, device, data.pixels).as_dict()

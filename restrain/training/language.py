@@ -103,6 +103,8 @@ class Language(Task):
         else:
             rows = index.to(samples.device)
             asked = self._masked(samples, draws.extend_torch(_prefix(self.seed, Purpose.MASKED_EVAL), rows))
+        if getattr(self.model, "takes_padding", False):
+            return asked
         return asked._replace(inputs=asked.inputs.clamp(min=0))  # what pads the last window is no token
 
     def _masked(self, samples: Tensor, keys_B: Tensor) -> Example:

@@ -21,14 +21,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from restrain.errors import UserError, WorldError
-from restrain.models.build import build_model
+from restrain.models.build import build_model, is_foreign
 from restrain.models.foreign.contract import Build
 from restrain.models.foreign.zoo import timm_name
 from restrain.models.weights import fit_weights, load_weights
-from restrain.recipe import Recipe
+from restrain.recipe import Recipe, differences, load
+from restrain.recipe.checks import show
 from restrain.run import checkpoint, lockfile
 from restrain.run.folder import RunFolder
 from restrain.run.manifest import MANIFEST, Damaged, digest, verify
+from restrain.training.build import Data, check_tokens
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl")
 LOCKED = ("init", "init_sha256")  # what the lock's identity says of them
@@ -36,12 +38,14 @@ LOCKED = ("init", "init_sha256")  # what the lock's identity says of them
 
 @dataclass(frozen=True)
 class Source:
-    """Where weights come from. ``what``: for a person; ``path``: what is read; ``sha256``: of its bytes."""
+    """Where weights come from. ``what``: for a person; ``path``: what is read; ``sha256``: of its bytes; ``run``: the
+    folder of the run that trained them, where it is known."""
 
     what: str
     path: Path
     sha256: str
     read: Callable[[], dict[str, Tensor]]
+    run: RunFolder | None = None
 
 
 def find(recipe: Recipe) -> Source:
@@ -113,7 +117,9 @@ def _of_run(path: Path, ema: bool) -> Source:
             return {name.rpartition("|")[0]: reader.read(name) for name in names}
 
     sha256 = hashlib.sha256((at / MANIFEST).read_bytes()).hexdigest()
-    return Source(f"{at} ({'EMA weights' if averaged else 'weights'})", at.absolute(), sha256, read)
+    what = f"{at} ({'EMA weights' if averaged else 'weights'})"
+    run = RunFolder(at.absolute().parent.parent)
+    return Source(what, at.absolute(), sha256, read, run if run.lock_file.is_file() else None)
 
 
 def _of_timm(recipe: Recipe) -> Source:
@@ -164,8 +170,18 @@ def _reason(error: Exception) -> str:
 # ---------------------------------------------------------------------------------------------------- at a run's start
 
 
-def check(recipe: Recipe, folder: RunFolder, fork: Path | None, sides: tuple[int, ...], own: Build | None) -> None:
-    """Raises what :func:`begin` would, before a folder is made; nothing where the run has weights of its own."""
+def check(
+    recipe: Recipe,
+    folder: RunFolder,
+    fork: Path | None,
+    sides: tuple[int, ...],
+    own: Build | None,
+    data: Data | None = None,
+) -> None:
+    """Raises what :func:`begin` would, before a folder is made; nothing where the run has weights of its own.
+
+    The weights of a run must also mean what they meant there: the same join and attention, the same tokens.
+    """
     if recipe.model.init is None:
         return
     if fork is not None:
@@ -177,7 +193,40 @@ def check(recipe: Recipe, folder: RunFolder, fork: Path | None, sides: tuple[int
         return
     with torch.device("meta"):
         model = build_model(recipe.model.model_dump(), sides=sides, own=own)
-    _fit(recipe, model, find(recipe))
+    source = find(recipe)
+    if source.run is not None:
+        _same_function(recipe, model, source.run, sides)
+        if data is not None and "head" not in recipe.model.init.reset:
+            check_tokens(recipe, data, source.run.read_info().get("tokenizer"), source.run.path)
+    _fit(recipe, model, source)
+
+
+# What changes a network's function and leaves the shapes of its weights as they are.
+OPTIONS = ("join.name", "join.shortcut", "join.branch", "stem", "downsample", "blurpool")
+ATTENTION = ("heads", "norm", "order", "position", "activation", "qk_norm", "causal")
+
+
+def _same_function(recipe: Recipe, model: nn.Module, run: RunFolder, sides: tuple[int, ...]) -> None:
+    """UserError where the run's network computes something else with the same weights."""
+    theirs = load(str(run.lock_file)).recipe.model
+    found = [(key, a, b) for key, a, b in differences(theirs, recipe.model) if key in OPTIONS]
+    spec = getattr(model, "spec", None)
+    if spec is not None and not is_foreign(theirs.name):
+        with torch.device("meta"):
+            other = getattr(build_model(theirs.model_dump(), sides=sides), "spec", None)
+        pairs = [(key, getattr(other, key, None), getattr(spec, key, None)) for key in ATTENTION]
+        found += [
+            (f"{'shape' if key == 'heads' else 'transformer'}.{key}", a, b)
+            for key, a, b in pairs
+            if None not in (a, b) and a != b
+        ]
+    if found:
+        listed = "; ".join(f"model.{key} is {show(b)}, there it is {show(a)}" for key, a, b in found)
+        raise UserError(
+            f"model.init.from: {run.path} trained its weights in a network that computes something else with them: "
+            f"{listed}. Set these as they are there, or, to start from the bare numbers on purpose, export them "
+            f"(restrain export {run.path}) and name the .safetensors file."
+        )
 
 
 def identity(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:

@@ -125,3 +125,27 @@ def test_a_run_begins_with_them_once(before: Path, tmp_path: Path) -> None:
     ended = worlds.train(run, longer, options=["--allow", "length"])
     assert ended.codes == [0], ended.text
     assert json.loads((run / "run.json").read_text())["step"] == 6
+
+
+def checked(*overrides: str) -> None:
+    recipe = load("digits_resnet20", list(overrides)).recipe
+    start_weights.check(recipe, RunFolder("nowhere"), None, (8, 8), None)
+
+
+def test_weights_of_a_run_whose_network_computes_something_else(before: Path) -> None:
+    checked(f"model.init.from={before}")
+    with pytest.raises(UserError, match=r"model\.join\.name is none, there it is add.*restrain export"):
+        checked(f"model.init.from={before}", "model.join={name: none}")
+
+
+def test_weights_of_another_attention(tmp_path: Path) -> None:
+    vit = ["digits_resnet56", "model.name=vit", "model.shape={depth: 2, width: 32, heads: 4, patch: 2}"]
+    run = tmp_path / "vit"
+    made = worlds.train(run, [*vit[1:], *SHORT], recipe=vit[0])
+    assert made.codes == [0]
+    recipe = load(vit[0], [*vit[1:], f"model.init.from={run}"]).recipe
+    start_weights.check(recipe, RunFolder("nowhere"), None, (8, 8), None)
+    shape = "model.shape={depth: 2, width: 32, heads: 2, patch: 2}"
+    other = load(vit[0], [vit[1], shape, "model.transformer={norm: layernorm, order: post}", f"model.init.from={run}"])
+    with pytest.raises(UserError, match=r"model\.shape\.heads is 2, there it is 4; model\.transformer\.order is post"):
+        start_weights.check(other.recipe, RunFolder("nowhere"), None, (8, 8), None)

@@ -12,7 +12,8 @@ DEPTHS = (20, 32, 44, 56)
 def trained(bench: Bench, depth: int, join: str) -> Trained:
     """A plain ("none") or residual ("add") net of ``depth`` layers on the digits; other claims compare with these."""
     name = "digits_plain56" if join == "none" else "digits_resnet56"
-    size = [] if depth == 56 else [f"model.name=cifar_resnet{depth}"]
+    # Claim 2 reads the gradients of the deepest ones.
+    size = ["track.probe=11st"] if depth == 56 else [f"model.name=cifar_resnet{depth}"]
     return bench.train(name, *size)
 
 

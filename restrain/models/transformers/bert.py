@@ -6,6 +6,7 @@ Shapes: B rows, T tokens, D channels of the stream, V tokens of the vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +64,8 @@ class Bert(nn.Module):
         tokens ─ tok_embed + pos_embed + seg_embed ─ embed_norm ─ blocks ─ (pre-norm: norm) ─ head ─ logits
     """
 
+    takes_padding: ClassVar[bool] = True  # in evaluation: negative tokens, which no token sees
+
     def __init__(self, spec: BertSpec, wish: Wish):
         super().__init__()
         self.spec = spec
@@ -79,10 +82,16 @@ class Bert(nn.Module):
         self, tokens_BT: Tensor, documents_BT: Tensor | None = None, segments_BT: Tensor | None = None
     ) -> Tensor:
         """``documents_BT`` int64: tokens see those of their own document alone. ``segments_BT`` int64: 0 or 1, the
-        sentence of a pair; None: all 0. Raises UserError for a sequence beyond the context."""
+        sentence of a pair; None: all 0. In evaluation negative tokens are padding, which the others do not see.
+        Raises UserError for a sequence beyond the context."""
         tokens = tokens_BT.shape[1]
         if tokens > self.spec.context:
             raise UserError(too_long(tokens, self.spec.context))
+        if not self.training:
+            is_padding = tokens_BT < 0
+            documents_BT = torch.zeros_like(tokens_BT) if documents_BT is None else documents_BT
+            documents_BT = documents_BT.masked_fill(is_padding, -1)
+            tokens_BT = tokens_BT.clamp(min=0)
         # Segment 0 through the whole table: its other row then has a gradient, of zeros, on every rank and step.
         segments_BT = torch.zeros_like(tokens_BT) if segments_BT is None else segments_BT
         x_BTD = self.tok_embed(tokens_BT) + self.seg_embed(segments_BT)

@@ -114,6 +114,14 @@ def test_documents_do_not_see_each_other():
     torch.testing.assert_close(found[:, 5:], model(tokens(1)[:, 5:]), rtol=1e-10, atol=1e-12)
 
 
+def test_no_token_sees_padding_in_an_evaluation():
+    model = small().eval()
+    padded = torch.cat([tokens(2)[:, :5], torch.full((2, 4), -1)], 1)
+    found = model(padded)
+    assert torch.isfinite(found).all()
+    torch.testing.assert_close(found[:, :5], model(tokens(2)[:, :5]), rtol=1e-10, atol=1e-12)
+
+
 def test_a_sequence_beyond_the_positions_is_refused():
     with pytest.raises(UserError, match=r"13 tokens.*end at 12 \(model\.shape\.context\)"):
         small()(tokens(length=13))
