@@ -6,13 +6,15 @@ from restrain.lineage.bench import Bench
 from restrain.lineage.charts import Line, lines
 from restrain.lineage.claim import Check, Claim, Outcome
 
-SHAPE = "model.shape={depth: 24, width: 64, heads: 4, patch: 2}"
-ADAM = ("optimizer={name: adamw, lr: 1.0e-3, weight_decay: 0.05}", "length=10ep")
+# Chosen by the pre-norm net with warm-up alone, which must learn for the others to say anything: of 24 blocks in 10
+# epochs it ends at a loss of 1.65, of 12 blocks in 20 epochs, at the same cost, at 0.96.
+SHAPE = "model.shape={depth: 12, width: 64, heads: 4, patch: 2}"
+ADAM = ("optimizer={name: adamw, lr: 1.0e-3, weight_decay: 0.05}", "length=20ep")
 WARM = {"without warm-up": "schedule.warmup=0ep", "with warm-up": "schedule.warmup=2ep"}
 
 
 def run(bench: Bench) -> Outcome:
-    """A transformer of 24 blocks on the 16 patches of a digit: both orders, with and without warm-up."""
+    """A transformer of 12 blocks on the 16 patches of a digit: both orders, with and without warm-up."""
     numbers, curves, commands = {}, [], []
     for colour, order in enumerate(("post", "pre")):
         for name, warmup in WARM.items():
@@ -21,7 +23,7 @@ def run(bench: Bench) -> Outcome:
             numbers[f"loss of {order}-norm {name}"] = one.loss
             curves.append(Line(f"{order}-norm {name}", *one.by_epoch(), dashed="out" in name, colour=colour))
             commands.append(one.command)
-    figure = lines("Order of the norm and warm-up, 24 blocks", "epoch", "training loss", curves, log=True)
+    figure = lines("Order of the norm and warm-up, 12 blocks", "epoch", "training loss", curves, log=True)
     return Outcome(numbers, figure, tuple(commands))
 
 
@@ -31,7 +33,7 @@ CLAIM = Claim(
     text="With the norm after each join, gradients near the output are large at the start, and a deep transformer "
     "fails without warm-up; with the norm before each branch it does not need one.",
     source="Xiong et al. 2020 (arXiv:2002.04745), figures 2 and 4",
-    short="a vision transformer of 24 blocks, 64 wide, on the digits; AdamW at 1e-3, 10 epochs, warm-up of 0 or 2",
+    short="a vision transformer of 12 blocks, 64 wide, on the digits; AdamW at 1e-3, 20 epochs, warm-up of 0 or 2",
     expected="Without warm-up post-norm ends at more than twice the loss that it has with it, and at more than twice "
     "that of pre-norm; pre-norm without warm-up is within a factor of two of pre-norm with it.",
     checks=(
