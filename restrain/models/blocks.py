@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from restrain.errors import UserError
 from restrain.models.norm import GroupedBatchNorm
-from restrain.models.residual import DropPath
+from restrain.models.residual import DropPath, ScaledAddJoin
 
 
 class ResidualBlock(nn.Module):
@@ -27,12 +27,14 @@ class ResidualBlock(nn.Module):
 
     remat: bool = False
     skipped: bool = False
+    gathered_to_skip: bool = False  # set where parameters are cut over ranks
     idle_norms: list[GroupedBatchNorm] | None = None  # of its norms those that a skipped forward does not reach
 
     # Decided before torch's own call, where per-block compilation and the hooks of sharding begin: a skipped block
-    # costs neither a compiled variant nor a gather.
+    # costs neither a compiled variant nor a gather. Where its parameters are cut over ranks and its skip path computes
+    # with some, it is gathered all the same.
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        if self.skipped and self.training:
+        if self.skipped and self.training and not self.gathered_to_skip:
             return self._pass_by(*inputs, **options)
         return super().__call__(*inputs, **options)
 
@@ -51,6 +53,8 @@ class ResidualBlock(nn.Module):
 
     # Any arguments and any result: the blocks of some timm models take more than the stream, or return several tensors.
     def forward(self, *inputs: Any, **options: Any) -> Any:
+        if self.skipped and self.training:
+            return self._pass_by(*inputs, **options)
         if self.remat and torch.is_grad_enabled():
             return checkpoint(self.block_forward, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
         return self.block_forward(*inputs, **options)
@@ -61,6 +65,13 @@ class ResidualBlock(nn.Module):
     def skip_forward(self, *inputs: Any, **options: Any) -> Any:
         """What the block computes without its branches: the stream as it is, where it keeps its shape."""
         return inputs[0]
+
+    def skip_has_parameters(self) -> bool:
+        """Whether ``skip_forward`` computes with parameters: those of a projection, or of a join's shortcut."""
+        shortcuts = [join for _, join in joins(self) if not isinstance(join, ScaledAddJoin)]
+        if isinstance(projection := getattr(self, "downsample", None), nn.Module):
+            shortcuts.append(projection)  # pyright: ignore[reportArgumentType]
+        return any(True for module in shortcuts for _ in module.parameters())
 
 
 class _WithZeroGradients(torch.autograd.Function):

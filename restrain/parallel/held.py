@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from restrain.run.slices import Slice
-
 
 @dataclass(frozen=True)
 class Piece:
@@ -30,9 +28,9 @@ class Held:
     copies: int = 1
     saves: bool = True
 
-    def slices(self, local: Tensor) -> list[Slice]:
-        """What this rank gives to a checkpoint."""
-        return [Slice(local[piece.at], self.shape, piece.offset) for piece in self.pieces] if self.saves else []
+    def saved(self, local: Tensor) -> list[tuple[Tensor, tuple[int, ...]]]:
+        """What this rank gives to a checkpoint: views of its tensor, with their offsets in the whole."""
+        return [(local[piece.at], piece.offset) for piece in self.pieces] if self.saves else []
 
     @torch.no_grad()
     def fill(self, local: Tensor, box: Callable[[Tensor, tuple[int, ...]], None]) -> None:

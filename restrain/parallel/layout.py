@@ -41,6 +41,14 @@ class Layout:
         """Whether parameters are cut over ranks by torch: FSDP2, its hybrid form, or tensor parallelism."""
         return self.strategy in SHARDED or self.tensor > 1
 
+    @property
+    def told(self) -> str:
+        """For a person, behind the number of devices: nothing of a single process."""
+        if self.world == 1:
+            return ""
+        tensor = f" x tensor {self.tensor}" if self.tensor > 1 else ""
+        return f" ({self.strategy}{f' of {self.shard}' if self.strategy == 'hsdp' else ''}{tensor})"
+
     def place(self, rank: int) -> tuple[int, int, int]:
         """(replica, shard, tensor): a rank's coordinates."""
         of_data, tensor = divmod(rank, self.tensor)

@@ -79,6 +79,7 @@ class Sharded(Engine):
             options["offload_policy"] = CPUOffloadPolicy()
         for _, block in residual_blocks(self.model):
             fully_shard(block, reshard_after_forward=reshard, **options)
+            block.gathered_to_skip = block.skip_has_parameters()
         fully_shard(self.model, reshard_after_forward=reshard, **options)
 
     # ------------------------------------------------------------------------------------------------- who holds what

@@ -126,9 +126,11 @@ def _settle(
     recipe = opening.settle(recipe, {key: value for key, value in autos.items() if key == "model.classes"})
     forks.check_start(recipe, int(data.train.counts.sum()), fork, own.model)
     start_weights.check(recipe, folder, fork, build.image_sides(recipe), own.model, data)
-    build.check_model(recipe, own.model)
+    where = placement.place(recipe, world, device, data.pixels, trains=True, fits=build.fits(recipe, device, own.model))
+    placement.check_layout(recipe, where.layout(world), device)
+    build.check_model(recipe, own.model, where.tensor)
     build.check_task(recipe, data, own)
-    return autos, placement.place(recipe, world, device, data.pixels).as_dict()
+    return autos, where.as_dict()
 
 
 def _open(
@@ -204,7 +206,7 @@ def _train(attempt: Attempt, say: Callable[[str], None]) -> Result:
         factor=build.build_factor(recipe, plan, total),
         clip=recipe.clip,
         drop_mode=recipe.model.drop_path.mode,
-        work=build.block_work(recipe, task.model),
+        work=build.block_work(recipe, engine.whole()),
     )
     start = state.step
     loader = build.build_train_loader(
