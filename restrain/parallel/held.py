@@ -28,6 +28,11 @@ class Held:
     copies: int = 1
     saves: bool = True
 
+    @property
+    def elements(self) -> int:
+        """How many the rank holds."""
+        return sum(math.prod(s.stop - s.start for s in piece.at) for piece in self.pieces)
+
     def saved(self, local: Tensor) -> list[tuple[Tensor, tuple[int, ...]]]:
         """What this rank gives to a checkpoint: views of its tensor, with their offsets in the whole."""
         return [(local[piece.at], piece.offset) for piece in self.pieces] if self.saves else []
@@ -96,8 +101,3 @@ def cut_along(
             pieces.append(Piece(tuple(index), tuple(offset)))
         at += length
     return Held(shape, tuple(pieces), copies, saves)
-
-
-def elements(held: Held) -> int:
-    """Elements that the rank holds."""
-    return sum(math.prod(s.stop - s.start for s in piece.at) for piece in held.pieces)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from restrain.errors import UserError
 from restrain.parallel.held import Held, cut_along
 from restrain.parallel.layout import Layout, layout_of
-from restrain.parallel.sharded import _chunk
+from restrain.parallel.partition import chunk
 from restrain.parallel.world import World
 from restrain.recipe import load
 
@@ -28,7 +28,7 @@ def test_the_ranks_hold_the_whole(rows: int, cols: int, shards: int, tensors: in
         ]
         for shard in range(shards):
             first = shape[0] if by_inputs else parts * rows
-            low, high = _chunk(first, shard, shards)
+            low, high = chunk(first, shard, shards)
             held = cut_along(shape, 1 if by_inputs else 0, segments, (low, high), 1, True)
             local = torch.full((high - low, rows if by_inputs else cols), -1)
             held.cut(counted, local)
