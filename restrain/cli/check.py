@@ -52,6 +52,7 @@ def check(
     if data and wanted.data.name in WITHOUT_ROOT:
         scale = Scale(wanted, scale.samples, f"the {wanted.data.name} set")
     memory = memory_of(wanted, model, None, micro, number_format)
+    layout = inspection.layout_lines(wanted, model, memory)
     show_facts(
         " ".join([resolved.name, *(overrides or [])]),
         [
@@ -63,6 +64,7 @@ def check(
             ("batch", inspection.batch_lines(wanted, micro, device)),
             ("learning rate", inspection.schedule_lines(scale)),
             ("memory", inspection.memory_lines(memory, number_format)),
+            *([("layout", layout)] if layout else []),
         ],
     )
     if problem is not None:

@@ -98,8 +98,8 @@ def layout_of(parallel: Any, world: World, fits: bool = True) -> Layout:
             works = [n for n in _divisors(data) if 1 < n < data]
             told = f"{listed(works)} work" if works else "none works: take fsdp"
             raise UserError(
-                f"parallel.strategy=hsdp with groups of {shard} (parallel.shard; by default the processes of a node) on "
-                f"{data} data-parallel process(es): there must be several groups of several processes. Of the sizes "
+                f"parallel.strategy=hsdp with groups of {shard} (parallel.shard; by default the processes of a node) "
+                f"on {data} data-parallel process(es): there must be several groups of several processes. Of the sizes "
                 f"{told}."
             )
     return Layout(strategy, size, tensor, shard)

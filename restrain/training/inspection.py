@@ -7,12 +7,15 @@ from collections import Counter
 import torch
 from torch import nn
 
-from restrain.data.order import allowed_micro, allowed_worlds
+from restrain.data.order import allowed_micro, allowed_worlds, check_world
 from restrain.insight.cost import forward_macs, input_macs
 from restrain.models import named_joins, residual_blocks
 from restrain.models.build import build_model
 from restrain.optim.groups import parameter_groups
 from restrain.parallel import precision
+from restrain.parallel.layout import SHARDED, layout_of
+from restrain.parallel.partition import elements, partition_of
+from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.recipe.checks import listed
 from restrain.training import arithmetic, build
@@ -176,6 +179,34 @@ def memory_lines(memory: Memory, number_format: str) -> list[str]:
         f"activations about {size(memory.activations)}: what {memory.micro} rows in {number_format} keep for backward"
     )
     return [f"about {size(memory.total)} a process with micro-batches of {memory.micro}", held, kept]
+
+
+def layout_lines(recipe: Recipe, model: nn.Module, memory: Memory) -> list[str]:
+    """How the model lies over the processes that the recipe names, and what each of them holds; none where it names no
+    more than one. ``model`` is on the meta device. Raises UserError for a layout that cannot be."""
+    parallel = recipe.parallel
+    each, nodes = (count if isinstance(count, int) else 1 for count in (parallel.devices, parallel.nodes))
+    if each * nodes == 1 and parallel.strategy in ("auto", "single"):
+        return []
+    layout = layout_of(parallel, World(size=each * nodes, local_size=each))
+    check_world(recipe.batch.global_, recipe.batch.group, layout.data)
+    grid = f"{layout.replicas} replica(s) x {layout.shard} shard(s) x {layout.tensor} tensor rank(s)"
+    lines = [f"{layout.strategy} on {layout.world:,} process(es), {nodes} node(s) of {each}: {grid}"]
+    parameters = dict(model.named_parameters())
+    whole = sum(p.numel() for p in parameters.values())
+    # The first rank has the largest part of what does not divide, the last one the smallest.
+    first, last = (elements(partition_of(model, layout, rank), parameters, rank) for rank in (0, layout.world - 1))
+    share = first / whole
+    held = [("weights", memory.weights), ("gradients", memory.gradients), ("optimizer", memory.optimizer)]
+    held += [("moving average", memory.ema)] if memory.ema else []
+    told = ", ".join(f"{name} {size(round(amount * share))}" for name, amount in held)
+    total = size(round(sum(amount for _, amount in held) * share))
+    lines.append(f"a process holds {first:,} of {whole:,} parameters (the last one {last:,}): {total} ({told})")
+    if layout.strategy in SHARDED:
+        item = next(iter(parameters.values())).element_size()
+        largest = max(sum(p.numel() for p in block.parameters()) for _, block in residual_blocks(model))
+        lines.append(f"and gathers at most {size(largest // layout.tensor * item)} at a time, the largest block")
+    return lines
 
 
 def size(amount: int) -> str:
