@@ -9,6 +9,7 @@ from torch import nn
 
 from restrain.data.order import allowed_micro, allowed_worlds, check_world
 from restrain.insight.cost import forward_macs, input_macs
+from restrain.insight.units import size
 from restrain.models import named_joins, residual_blocks
 from restrain.models.build import build_model
 from restrain.optim.groups import parameter_groups
@@ -207,14 +208,6 @@ def layout_lines(recipe: Recipe, model: nn.Module, memory: Memory) -> list[str]:
         largest = max(sum(p.numel() for p in block.parameters()) for _, block in residual_blocks(model))
         lines.append(f"and gathers at most {size(largest // layout.tensor * item)} at a time, the largest block")
     return lines
-
-
-def size(amount: int) -> str:
-    """Bytes in the unit that suits them: ``"97.5 MB"``."""
-    value, units = float(amount), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.3g} {units[0]}" if value < 1000 else f"{value:,.0f} {units[0]}"
 
 
 def data_lines(data: build.Data) -> list[str]:
