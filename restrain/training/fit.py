@@ -24,7 +24,7 @@ from restrain.recipe.writing import flow
 from restrain.run import checkpoint, journal
 from restrain.run.folder import RunFolder
 from restrain.run.lease import Lease
-from restrain.training import build, forks, lightning, opening, placement, start_weights
+from restrain.training import build, forks, lightning, opening, placement, spans, start_weights
 from restrain.training.attempt import Attempt
 from restrain.training.on_device import OnDevice
 from restrain.training.opening import Opening
@@ -172,6 +172,7 @@ def _train(attempt: Attempt, say: Callable[[str], None]) -> Result:
     reader = checkpoint.Reader(Path(opened.checkpoint)) if opened.checkpoint else None
     plan = build.build_plan(recipe, attempt.data, reader.scalars["segments"] if reader else [])
     task = build.build_task(recipe, attempt.data, attempt.device, attempt.own)
+    spans.lay(task.model, recipe, world)
     opened.notices += getattr(task.model, "notices", [])
     if reader is None:
         opened.notices += start_weights.begin(recipe, task.model, folder)

@@ -15,7 +15,7 @@ from restrain.optim.groups import parameter_groups
 from restrain.parallel import precision
 from restrain.recipe import Recipe
 from restrain.recipe.checks import listed
-from restrain.training import arithmetic, build
+from restrain.training import arithmetic, build, spans
 from restrain.training.arithmetic import Scale
 from restrain.training.drop_path import saving
 from restrain.training.inputs import like_inputs, said
@@ -125,6 +125,7 @@ def batch_lines(recipe: Recipe, micro: int, device: torch.device) -> list[str]:
     return [
         f"{whole:,} samples a step in {whole // group} groups of {group}",
         f"processes that can share it: {listed(worlds, 16)}",
+        *spans.lines(recipe),
         f"micro-batch: {micro} on 1 {device.type} process ({chosen}); possible there: "
         f"{listed(allowed_micro(whole, group, 1), 16)}",
     ]

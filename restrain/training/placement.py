@@ -12,6 +12,7 @@ from restrain.data.order import check_micro
 from restrain.errors import UserError
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
+from restrain.training import spans
 from restrain.training.micro import BYTES_A_TOKEN, auto_micro
 
 # Below this many pixels a micro-batch, the threads of an operation cost more than they give (digits: 4,096 pixels,
@@ -52,8 +53,9 @@ def device_of(recipe: Recipe, world: World) -> torch.device:
 def place(recipe: Recipe, world: World, device: torch.device, pixels: int) -> Placement:
     """Resolve micro-batch and threads. ``pixels``: height x width of a training image (``Data.pixels``).
 
-    Raises UserError, naming the sizes that work, for a micro-batch that cannot be.
+    Raises UserError, naming the sizes that work, for a world or a micro-batch that cannot be.
     """
+    spans.check(recipe, world.size)
     batch, group = recipe.batch.global_, recipe.batch.group
     if recipe.batch.micro == "auto":
         # The card's whole memory, not what is free just now: the same on every rank and after every restart.

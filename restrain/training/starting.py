@@ -110,7 +110,7 @@ def _local_ranks(recipe: Recipe) -> int:
 
 
 def _check_size(recipe: Recipe, here: World, size: int) -> None:
-    from restrain.data.order import check_world
+    from restrain.training import spans
 
     nodes, strategy = recipe.parallel.nodes, recipe.parallel.strategy
     if here.launcher == "single" and nodes not in ("auto", 1):
@@ -120,4 +120,4 @@ def _check_size(recipe: Recipe, here: World, size: int) -> None:
         )
     if strategy == "single" and size > 1:
         raise UserError(f"parallel.strategy=single, but there are {size} processes. Use ddp or auto.")
-    check_world(recipe.batch.global_, recipe.batch.group, size)
+    spans.check(recipe, size)
