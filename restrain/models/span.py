@@ -35,9 +35,9 @@ class Span:
 
     def gather(self, x: Tensor) -> Tensor:
         """[k, ...]: ``x`` of each rank, which has the same shape on all, in their order."""
-        out = x.new_empty(self.size, *x.shape)
+        out = x.new_empty(self.size * x.shape[0], *x.shape[1:])
         dist.all_gather_into_tensor(out, x.contiguous(), group=self.process_group)
-        return out
+        return out.view(self.size, *x.shape)
 
 
 def own_statistics(x_BCHW: Tensor) -> Tensor:
