@@ -1,24 +1,36 @@
 """Runs whose groups span processes are those of one process."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from restrain.errors import UserError
+from restrain.recipe import load
+from restrain.training import spans
 from tests import worlds
 
-EXACT = ["length=20st", "precision=fp64", "evaluate.every=20st", "ema={decay: 0.9}", "clip=1", "track.pixels=true"]
+STEPS = ["length=20st", "evaluate.every=20st", "ema={decay: 0.9}", "clip=1", "track.pixels=true", "track.probe=5st"]
+HALVES, WHOLE = ["batch.group=32"], ["batch.group=64"]
+SKIPPING = ["model.drop_path={rate: 0.5, mode: batch}"]
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One process, groups of the whole batch and of half of it; the latter in two micro-batches."""
-    folder = tmp_path_factory.mktemp("alone")
-    for group in (64, 32):
-        assert worlds.train(folder / f"g{group}", [*EXACT, f"batch.group={group}", f"batch.micro={group}"]).codes == [0]
-    return folder
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The run of one process with these settings, a group at a time: groups of 32 are two micro-batches."""
+
+    @functools.cache
+    def run(*settings: str) -> Path:
+        folder = tmp_path_factory.mktemp("alone") / "run"
+        ended = worlds.train(folder, [*STEPS, *settings])
+        assert ended.codes == [0], ended.text
+        return folder
+
+    return run
 
 
-def same_numbers(run: Path, reference: Path, tolerance: float) -> None:
+def same_numbers(run: Path, reference: Path, tolerance: float = 1e-10) -> None:
     assert worlds.ledger(run) == worlds.ledger(reference)  # which samples where, and their pixels
     mine, theirs = worlds.journal(run), worlds.journal(reference)
     assert [line["step"] for line in mine] == list(range(1, 21))
@@ -37,20 +49,56 @@ def same_numbers(run: Path, reference: Path, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "world", "more"),
-    [(64, 2, []), (64, 4, []), (32, 4, []), (64, 2, ["parallel.remat=block"])],
+    ("world", "settings", "more"),
+    [
+        (2, WHOLE, []),
+        pytest.param(4, WHOLE, [], marks=pytest.mark.slow),
+        pytest.param(4, HALVES, [], marks=pytest.mark.slow),
+        pytest.param(4, WHOLE, ["parallel.remat=block"], marks=pytest.mark.slow),
+        pytest.param(4, [*HALVES, *SKIPPING], [], marks=pytest.mark.slow),
+    ],
 )
-def test_numbers_are_those_of_one_process(alone: Path, tmp_path: Path, group: int, world: int, more: list[str]) -> None:
-    run = tmp_path / "spanning"
-    ended = worlds.train(run, [*EXACT, f"batch.group={group}", *more], world)
+def test_numbers_are_those_of_one_process(
+    alone: Callable[..., Path], tmp_path: Path, world: int, settings: list[str], more: list[str]
+) -> None:
+    run, settings = tmp_path / "spanning", ["precision=fp64", *settings]
+    micro = "batch.micro=32" if "batch.group=32" in settings else "batch.micro=64"
+    ended = worlds.train(run, [*STEPS, *settings, *more], world)
     assert ended.codes == [0] * world, ended.text
-    same_numbers(run, alone / f"g{group}", 1e-10)
+    same_numbers(run, alone(micro, *settings))
 
 
-def test_a_run_goes_on_with_its_groups_over_other_numbers_of_processes(alone: Path, tmp_path: Path) -> None:
-    run, group = tmp_path / "cut", [*EXACT, "batch.group=64"]
+@pytest.mark.slow
+def test_in_bf16_numbers_are_near(alone: Callable[..., Path], tmp_path: Path) -> None:
+    run, settings = tmp_path / "spanning", ["precision=bf16", *WHOLE]
+    ended = worlds.train(run, [*STEPS, *settings], 2)
+    assert ended.codes == [0, 0], ended.text
+    for a, b in zip(worlds.journal(run)[:5], worlds.journal(alone(*settings))[:5], strict=True):
+        assert a["train/loss"] == pytest.approx(b["train/loss"], rel=0.02)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_its_groups_over_other_numbers_of_processes(
+    alone: Callable[..., Path], tmp_path: Path
+) -> None:
+    run, settings = tmp_path / "cut", ["precision=fp64", *WHOLE]
     for world, step in ((4, 6), (1, 12)):
-        ended = worlds.train(run, group, world, {0: [("at_step", {"step": step, "signal": "SIGTERM"})]})
+        ended = worlds.train(run, [*STEPS, *settings], world, {0: [("at_step", {"step": step, "signal": "SIGTERM"})]})
         assert ended.codes == [75] * world, ended.text
-    assert worlds.train(run, group, 2).codes == [0, 0]
-    same_numbers(run, alone / "g64", 1e-10)
+    assert worlds.train(run, [*STEPS, *settings], 2).codes == [0, 0]
+    same_numbers(run, alone("batch.micro=64", *settings))
+
+
+def test_recipes_whose_groups_must_stay_whole_are_told_so() -> None:
+    plain, mixing = load("digits_resnet20").recipe, load("digits_resnet20", ["mix.cutmix=1"]).recipe
+    subset = load("digits_resnet20", ["model.drop_path={rate: 0.5, mode: subset}"]).recipe
+    assert spans.lines(plain) == ["and with groups that span processes: 8, 16, 32, 64"]
+    spans.check(plain, 64)
+    for recipe, reason in ((mixing, "mixup and cutmix"), (subset, "mode=subset")):
+        spans.check(recipe, 4)
+        with pytest.raises(UserError, match=rf"spanning 2 of them.*{reason}.*that work: 1, 2, 4\.$"):
+            spans.check(recipe, 8)
+        assert len(spans.lines(recipe)) == 1
+        assert reason in spans.lines(recipe)[0]
+    single = load("digits_resnet20", ["batch.group=1", "batch.micro=auto"]).recipe
+    assert spans.lines(single) == []
