@@ -90,8 +90,8 @@ class TrainLoader:
             check_micro(segment.batch, segment.group, world, micro)
             if mix is not None and micro < segment.group:
                 raise UserError(
-                    f"mixup and cutmix need a whole group on each process: batch.group={segment.group} spans several of "
-                    f"{world}."
+                    f"mixup and cutmix need whole groups on each process, and one of batch.group={segment.group} spans "
+                    f"several of the {world}."
                 )
         self.source, self.order, self.plan, self.pipeline = source, order, plan, pipeline
         self.seed, self.rank, self.world, self.micro = seed, rank, world, micro
