@@ -65,6 +65,7 @@ def test_numbers_are_those_of_one_process(
     micro = "batch.micro=32" if "batch.group=32" in settings else "batch.micro=64"
     ended = worlds.train(run, [*STEPS, *settings, *more], world)
     assert ended.codes == [0] * world, ended.text
+    assert f", each over {world // (2 if micro == 'batch.micro=32' else 1)} processes)" in ended.text
     same_numbers(run, alone(micro, *settings))
 
 
