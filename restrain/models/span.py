@@ -97,6 +97,6 @@ class _BatchNorm(torch.autograd.Function):
         if weight is not None:
             scale_C = scale_C * weight
         to_x_C, to_all_C = (sums_2C * scale_C).unbind()
-        dx_BCHW = dx_BCHW + F.batch_norm(x_BCHW, mean_C, variance_C, to_x_C, to_all_C, False, 0.0, ctx.eps)
+        dx_BCHW += F.batch_norm(x_BCHW, mean_C, variance_C, to_x_C, to_all_C, False, 0.0, ctx.eps)
         needs = ctx.needs_input_grad
         return dx_BCHW, dweight_C if needs[1] else None, dbias_C if needs[2] else None, None, None

@@ -113,6 +113,7 @@ def _as_one_process(rank: int, world: int) -> None:
     # E[x^2] - E[x]^2 would lose all digits of a variance of 4 beside a mean of 3,000.
     compare(rank, world, values(8, 5, 3, 3, mean=3e3, dtype=torch.float32), 1e-3, torch.float32)
     compare(rank, world, values(8, 5, 3, 3, dtype=torch.bfloat16), 2e-2, torch.float32)
+    compare(rank, world, values(8, 5, 3, 3, dtype=torch.float16), 4e-3, torch.float32)
 
 
 @pytest.mark.parametrize("world", [2, 4])
