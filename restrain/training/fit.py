@@ -73,7 +73,7 @@ def fit(
         recipe = opening.settle(recipe, settled)
         decoder = build.use_decoder(data, recipe)
         distributed.refuse_unequal(world, hashlib.sha256(f"{to_yaml(recipe)}{decoder}".encode()).hexdigest())
-        where = placement.Placement(**layout | {"device": str(device)})
+        where = placement.Placement(**layout | {"device": str(device), "recomputed": tuple(layout["recomputed"])})
         torch.set_num_threads(where.threads)
         opened = Opening(**told.first_rank(lambda: _open(folder, lease, recipe, resolved, data, allow, fork, own)))
         if opened.finished:
@@ -130,7 +130,8 @@ def _settle(
     placement.check_layout(recipe, where.layout(world), device)
     build.check_model(recipe, own.model, where.tensor)
     build.check_task(recipe, data, own)
-    return autos, where.as_dict()
+    settled = opening.settle(recipe, autos)
+    return autos, where.as_dict() | {"recomputed": build.recomputed_blocks(settled, where.micro, own.model)}
 
 
 def _open(
@@ -174,7 +175,9 @@ def _train(attempt: Attempt, say: Callable[[str], None]) -> Result:
     recipe, folder, world, opened = attempt.recipe, attempt.folder, attempt.world, attempt.opened
     reader = checkpoint.Reader(Path(opened.checkpoint)) if opened.checkpoint else None
     plan = build.build_plan(recipe, attempt.data, reader.scalars["segments"] if reader else [])
-    engine = build.build_engine(recipe, attempt.device, attempt.own.model, attempt.layout, world.rank)
+    engine = build.build_engine(
+        recipe, attempt.device, attempt.own.model, attempt.layout, world.rank, attempt.where.recomputed
+    )
     task = build.task_around(recipe, engine.model, attempt.data, attempt.own).to(attempt.device)
     opened.notices += getattr(task.model, "notices", [])
     if reader is None:

@@ -25,7 +25,8 @@ PIXELS_WORTH_THREADS = 32_768
 @dataclass(frozen=True)
 class Placement:
     """``micro``: rows a forward pass. ``threads``: torch's own, a process. ``data_threads``: of the loader.
-    ``strategy``, ``tensor``, ``shard``: the layout (:class:`restrain.parallel.layout.Layout`)."""
+    ``strategy``, ``tensor``, ``shard``: the layout (:class:`restrain.parallel.layout.Layout`). ``recomputed``: blocks
+    that a budget of memory has recomputed."""
 
     device: str
     micro: int
@@ -34,6 +35,7 @@ class Placement:
     strategy: str = "single"
     tensor: int = 1
     shard: int = 1
+    recomputed: tuple[str, ...] = ()
 
     def layout(self, world: World) -> Layout:
         """How the model lies over so many ranks."""
