@@ -102,30 +102,26 @@ def saved_bytes(model: nn.Module, images: torch.Tensor, *others: Any) -> int:
     """Bytes that a forward pass in training keeps for its backward pass, the weights and ``images`` apart.
 
     The estimate of a step's activations: what autograd saves, each storage once. It leaves out what lives only inside
-    an operation, the gradients of activations, and what the allocator loses. Of a block with ``remat``, and of a
-    segment of blocks, it is the input, and of the largest of them everything once more, while it is recomputed. On the
-    meta device nothing is allocated: there ``images`` [B, C, H, W] has only a size. ``others``: further inputs, such as
-    a block may take.
+    an operation, the gradients of activations, and what the allocator loses. Of a block with ``remat`` it is the
+    input, and of the largest such block everything once more, while it is recomputed. On the meta device nothing is
+    allocated: there ``images`` [B, C, H, W] has only a size. ``others``: further inputs, such as a block may take.
     """
     known = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers(), images)}
     held: dict[int, torch.Tensor] = {}
     inside: list[tuple[torch.Tensor, ...]] = []
-    begun: set[int | None] = set()
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         if _storage(tensor) not in known:
             held[_storage(tensor)] = tensor
         return tensor
 
-    def entering(block: ResidualBlock, arguments: tuple[torch.Tensor, ...]) -> None:
-        if block.segment is None or block.segment not in begun:
-            begun.add(block.segment)
-            for argument in arguments:
-                if isinstance(argument, torch.Tensor):
-                    pack(argument)
+    def entering(block: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        for argument in arguments:
+            if isinstance(argument, torch.Tensor):
+                pack(argument)
         inside.append(arguments)
 
-    again = [block for _, block in residual_blocks(model) if block.remat or block.segment is not None]
+    again = [block for _, block in residual_blocks(model) if block.remat]
     hooks = [block.register_forward_pre_hook(entering) for block in again]
     try:
         hooked = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
@@ -136,33 +132,7 @@ def saved_bytes(model: nn.Module, images: torch.Tensor, *others: Any) -> int:
             hook.remove()
     total = sum(tensor.untyped_storage().nbytes() for tensor in held.values())
     del out
-    stretches: dict[Any, int] = {}  # a segment, or a block of its own
-    for block, arguments in zip(again, inside, strict=True):
-        key = ("segment", block.segment) if block.segment is not None else block
-        stretches[key] = stretches.get(key, 0) + _recomputed(block, arguments, within=key in stretches)
-    return total + max(stretches.values(), default=0)
-
-
-def block_bytes(model: nn.Module, inputs: torch.Tensor) -> dict[str, tuple[int, int]]:
-    """Of each residual block by name: bytes that it keeps for its backward pass, and of its input alone."""
-    seen: dict[str, tuple[ResidualBlock, tuple[torch.Tensor, ...]]] = {}
-    hooks = []
-    for name, block in residual_blocks(model):
-
-        def entering(block: ResidualBlock, arguments: tuple[torch.Tensor, ...], name: str = name) -> None:
-            seen[name] = (block, arguments)
-
-        hooks.append(block.register_forward_pre_hook(entering))
-    try:
-        with torch.enable_grad(), _FusedAttention():
-            model(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {
-        name: (_recomputed(block, arguments), arguments[0].untyped_storage().nbytes())
-        for name, (block, arguments) in seen.items()
-    }
+    return total + max(map(_recomputed, again, inside), default=0)
 
 
 class _FusedAttention(TorchFunctionMode):
@@ -180,15 +150,12 @@ class _FusedAttention(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _recomputed(block: ResidualBlock, arguments: tuple[torch.Tensor, ...], within: bool = False) -> int:
-    """What a block keeps while it is recomputed; ``within`` a segment its input as well, kept nowhere else."""
-    remat, segment = block.remat, block.segment
-    block.remat, block.segment = False, None
+def _recomputed(block: ResidualBlock, arguments: tuple[torch.Tensor, ...]) -> int:
+    block.remat = False
     try:
-        own = arguments[0].untyped_storage().nbytes() if within else 0
-        return saved_bytes(block, *arguments) + own
+        return saved_bytes(block, *arguments)
     finally:
-        block.remat, block.segment = remat, segment
+        block.remat = True
 
 
 def _storage(tensor: torch.Tensor) -> int:

@@ -5,8 +5,7 @@ Shapes: R rows of a micro-batch, J joins of a model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,13 +21,11 @@ class ResidualBlock(nn.Module):
     """A block of a residual model: define ``block_forward``. ``remat`` recomputes its activations in the backward.
 
     ``remat`` is set by ``restrain.parallel.blocks``. It is a switch and not a wrapper so that names in the state dict
-    stay; random state is not kept, because no forward draws. ``segment``: the number of the stretch of blocks that is
-    recomputed as one (:func:`run_blocks`). ``skipped``: in training the block is passed by, its
+    stay; random state is not kept, because no forward draws. ``skipped``: in training the block is passed by, its
     branches neither computed nor differentiated (drop-path mode ``batch``); set by the host between two steps.
     """
 
     remat: bool = False
-    segment: int | None = None
     skipped: bool = False
     gathered_to_skip: bool = False  # set where parameters are cut over ranks
     idle_norms: list[GroupedBatchNorm] | None = None  # of its norms those that a skipped forward does not reach
@@ -75,27 +72,6 @@ class ResidualBlock(nn.Module):
         if isinstance(projection := getattr(self, "downsample", None), nn.Module):
             shortcuts.append(projection)  # pyright: ignore[reportArgumentType]
         return any(True for module in shortcuts for _ in module.parameters())
-
-
-def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *more: Any) -> Tensor:
-    """``x`` through blocks that follow each other, each called with ``more``; a network's whole trunk, in one call.
-
-    Consecutive blocks with one ``segment`` are recomputed as one in the backward pass: of them only the input of the
-    first is kept (Chen et al. 2016, arXiv:1604.06174, section 4.1).
-    """
-    for segment, members in groupby(blocks, key=lambda block: getattr(block, "segment", None)):
-        stretch = list(members)
-
-        def through(x: Tensor, *more: Any, stretch: list[nn.Module] = stretch) -> Tensor:
-            for block in stretch:
-                x = block(x, *more)
-            return x
-
-        if segment is None or not torch.is_grad_enabled():
-            x = through(x, *more)
-        else:
-            x = checkpoint(through, x, *more, use_reentrant=False, preserve_rng_state=False)
-    return x
 
 
 class _WithZeroGradients(torch.autograd.Function):

@@ -301,24 +301,11 @@ def _parallel(recipe: "Recipe") -> Iterator[Problem]:
                 yield Problem(
                     f"parallel.{name}", f"= {getattr(parallel, name)}, but parallel.strategy = single is one process"
                 )
-    if parallel.compile != "none" and recipe.track.probe is not None:
+    if parallel.compile == "block" and recipe.track.probe is not None:
         yield Problem(
             "track.probe",
-            f"= {recipe.track.probe} reads inside of the blocks, which parallel.compile = {parallel.compile} fuses: "
-            f"the steps that are read would compute other last bits. Set one of them to null or none",
-        )
-    drop_path = recipe.model.drop_path
-    if parallel.compile == "step" and drop_path.rate and drop_path.mode == "batch":
-        yield Problem(
-            "parallel.compile",
-            "= step makes one graph of the network, and model.drop_path.mode = batch leaves other blocks out of it in "
-            "every step. Set parallel.compile = block, or mode sample",
-        )
-    if parallel.compile != "none" and (parallel.strategy in ("fsdp", "hsdp") or parallel.tensor > 1):
-        yield Problem(
-            "parallel.compile",
-            f"= {parallel.compile} is not offered for parameters that are cut over processes: what gathers them would "
-            f"be compiled with the blocks. Set parallel.compile = none, or parallel.strategy = ddp",
+            f"= {recipe.track.probe} reads inside of the blocks, which parallel.compile = block fuses: the steps that "
+            f"are read would compute other last bits. Set one of them to null or none",
         )
 
 

@@ -1,9 +1,8 @@
 """The sections that say where a run happens and what it leaves behind; hardly any of them moves a weight."""
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from restrain.recipe.base import (
     AsTuple,
@@ -18,16 +17,6 @@ from restrain.recipe.base import (
     Threads,
 )
 from restrain.recipe.durations import Duration
-
-
-def _remat(value: Any) -> Any:
-    form = r"none|block|sqrt|every=[1-9]\d{0,5}|budget=\d+(\.\d+)?(MiB|GiB)"
-    if isinstance(value, str) and not re.fullmatch(form, value):
-        raise ValueError("is none, block, sqrt, every=K (such as every=4) or budget=SIZE (such as budget=12GiB)")
-    return value
-
-
-Remat = Annotated[str, BeforeValidator(_remat)]
 
 
 class Parallel(Section):
@@ -59,16 +48,11 @@ class Parallel(Section):
         default="auto", description="Number of nodes; auto: what torchrun or Slurm says, else 1."
     )
     threads: Auto | Threads = Field(default="auto", description="Threads of torch within an operation, a process.")
-    remat: Remat = Field(
-        default="none",
-        description="Recompute activations in the backward pass (activation checkpointing): none; block: each residual "
-        "block; every=K: stretches of K blocks; sqrt: stretches of the square root of their number, which keeps least; "
-        "budget=12GiB: as few blocks as it takes for a process to need no more memory than that.",
+    remat: Literal["none", "block"] = Field(
+        default="none", description="Recompute each residual block in the backward pass (activation checkpointing)."
     )
-    compile: Literal["none", "block", "step"] = Field(
-        default="none",
-        description="torch.compile: one residual block at a time, whose time does not grow with depth; or the network "
-        "as one (step).",
+    compile: Literal["none", "block"] = Field(
+        default="none", description="torch.compile, one residual block at a time."
     )
 
 

@@ -41,11 +41,12 @@ from restrain.parallel.layout import Layout
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.recipe.durations import Duration
-from restrain.training import drop_path, memory, spans
+from restrain.training import drop_path, spans
 from restrain.training.border import Cadence
 from restrain.training.classify import Classify, build_loss
 from restrain.training.inputs import image_sides, like_inputs
 from restrain.training.language import Language, MaskedTokens
+from restrain.training.memory import optimizer_bytes
 from restrain.training.micro import PIXELS_A_STEP, PIXELS_A_TOKEN
 from restrain.training.own import Own, check_rows
 from restrain.training.placement import Placement
@@ -275,19 +276,14 @@ def step_of(duration: Duration, plan: Plan, total: int | None) -> int:
 
 
 def build_engine(
-    recipe: Recipe,
-    device: torch.device,
-    own: Build | None = None,
-    layout: Layout | None = None,
-    rank: int = 0,
-    recomputed: Sequence[str] = (),
+    recipe: Recipe, device: torch.device, own: Build | None = None, layout: Layout | None = None, rank: int = 0
 ) -> Engine:
     """The recipe's model, laid over the ranks: recomputation, then compilation, then sharding."""
     layout = layout or Layout()
     if not layout.is_sharded:
         model = build_model_on(recipe, device, recipe.seed, own)
         spans.lay(model, recipe, layout, rank)
-        _passes(recipe, model, recomputed)
+        _passes(recipe, model)
         return (DataParallel if layout.strategy == "ddp" else Engine)(model, layout, rank)
     from restrain.parallel.sharded import Sharded
 
@@ -299,7 +295,7 @@ def build_engine(
         with torch.device("meta"):
             model = build_model(section, sides=image_sides(recipe)).to(dtype)
     spans.lay(model, recipe, layout, rank)
-    _passes(recipe, model, recomputed)
+    _passes(recipe, model)
     parallel = recipe.parallel
     engine = Sharded(
         model,
@@ -316,18 +312,11 @@ def build_engine(
     return engine
 
 
-def _passes(recipe: Recipe, model: nn.Module, recomputed: Sequence[str]) -> None:
-    blocks.apply_remat(model, recipe.parallel.remat, recomputed)
-    blocks.apply_compile(model, mode=recipe.parallel.compile)
-
-
-def recomputed_blocks(recipe: Recipe, micro: int, own: Build | None = None) -> list[str]:
-    """The blocks that ``parallel.remat=budget=...`` recomputes, by name; else none."""
-    if not recipe.parallel.remat.startswith("budget="):
-        return []
-    with torch.device("meta"):
-        model = build_model(recipe.model.model_dump(), recipe.seed, image_sides(recipe), own)
-    return memory.recomputed(recipe, model, None, micro, recipe.precision)
+def _passes(recipe: Recipe, model: nn.Module) -> None:
+    if recipe.parallel.remat == "block":
+        blocks.apply_remat(model)
+    if recipe.parallel.compile == "block":
+        blocks.apply_compile(model)
 
 
 def build_model_on(recipe: Recipe, device: torch.device, seed: int, own: Build | None = None) -> nn.Module:
@@ -391,7 +380,7 @@ def fits(recipe: Recipe, device: torch.device, own: Build | None = None) -> bool
         model = build_model(recipe.model.model_dump(), recipe.seed, image_sides(recipe), own)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     copies = 2 + (recipe.ema is not None)  # weights, gradients, and the average
-    needed = copies * weights + memory.optimizer_bytes(recipe.optimizer, model)
+    needed = copies * weights + optimizer_bytes(recipe.optimizer, model)
     return needed < MOSTLY * torch.cuda.get_device_properties(device).total_memory
 
 

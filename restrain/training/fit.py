@@ -73,7 +73,7 @@ def fit(
         recipe = opening.settle(recipe, settled)
         decoder = build.use_decoder(data, recipe)
         distributed.refuse_unequal(world, hashlib.sha256(f"{to_yaml(recipe)}{decoder}".encode()).hexdigest())
-        where = placement.Placement(**layout | {"device": str(device), "recomputed": tuple(layout["recomputed"])})
+        where = placement.Placement(**layout | {"device": str(device)})
         torch.set_num_threads(where.threads)
         opened = Opening(**told.first_rank(lambda: _open(folder, lease, recipe, resolved, data, allow, fork, own)))
         if opened.finished:
@@ -130,8 +130,7 @@ def _settle(
     placement.check_layout(recipe, where.layout(world), device)
     build.check_model(recipe, own.model, where.tensor)
     build.check_task(recipe, data, own)
-    settled = opening.settle(recipe, autos)
-    return autos, where.as_dict() | {"recomputed": build.recomputed_blocks(settled, where.micro, own.model)}
+    return autos, where.as_dict()
 
 
 def _open(
@@ -175,9 +174,7 @@ def _train(attempt: Attempt, say: Callable[[str], None]) -> Result:
     recipe, folder, world, opened = attempt.recipe, attempt.folder, attempt.world, attempt.opened
     reader = checkpoint.Reader(Path(opened.checkpoint)) if opened.checkpoint else None
     plan = build.build_plan(recipe, attempt.data, reader.scalars["segments"] if reader else [])
-    engine = build.build_engine(
-        recipe, attempt.device, attempt.own.model, attempt.layout, world.rank, attempt.where.recomputed
-    )
+    engine = build.build_engine(recipe, attempt.device, attempt.own.model, attempt.layout, world.rank)
     task = build.task_around(recipe, engine.model, attempt.data, attempt.own).to(attempt.device)
     opened.notices += getattr(task.model, "notices", [])
     if reader is None:

@@ -10,17 +10,13 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from restrain.errors import UserError
-from restrain.insight.cost import block_bytes, saved_bytes, weightless
-from restrain.insight.units import size
+from restrain.insight.cost import saved_bytes, weightless
 from restrain.models import set_group
 from restrain.optim.optimizers import build_optimizer
 from restrain.parallel import blocks
 from restrain.recipe import Recipe
 from restrain.training.dropping import Dropping
 from restrain.training.inputs import like_inputs
-
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -57,50 +53,14 @@ def memory_of(recipe: Recipe, model: nn.Module, side: int | None, micro: int, nu
     )
 
 
-def recomputed(recipe: Recipe, model: nn.Module, side: int | None, micro: int, number_format: str) -> list[str]:
-    """The blocks that ``parallel.remat=budget=...`` recomputes: the fewest, those first that keep most.
-
-    Raises UserError where even all of them are not enough, naming what the process needs then.
-    """
-    mode = recipe.parallel.remat
-    if not mode.startswith("budget="):
-        return []
-    number, unit = mode.removeprefix("budget=")[:-3], mode[-3:]
-    budget = int(float(number) * (1 << 20 if unit == "MiB" else 1 << 30))
-    plain = recipe.model_copy(update={"parallel": recipe.parallel.model_copy(update={"remat": "none"})})
-    total = memory_of(plain, model, side, micro, number_format).total
-    twin, inputs = _twin(plain, model, side, micro, number_format)
-    kept = block_bytes(twin, inputs)
-    chosen: list[str] = []
-    for name in sorted(kept, key=lambda name: kept[name][1] - kept[name][0]):  # stable: by depth where they are equal
-        largest = max((kept[one][0] for one in chosen), default=0)
-        if total + largest <= budget:
-            return chosen
-        chosen.append(name)
-        total -= kept[name][0] - kept[name][1]
-    least = total + max((kept[one][0] for one in chosen), default=0)
-    if least <= budget:
-        return chosen
-    raise UserError(
-        f"parallel.remat={mode} is not enough: with every block recomputed a process needs about {size(least)} "
-        f"(micro-batches of {micro}). Take a smaller batch.micro, shard the model (parallel.strategy=fsdp), or allow "
-        f"more."
-    )
-
-
-def _twin(recipe: Recipe, model: nn.Module, side: int | None, micro: int, number_format: str) -> tuple[Any, Any]:
-    """(a copy on the meta device as it trains, inputs)."""
-    dtype = DTYPES[number_format]
+def _activations(recipe: Recipe, model: nn.Module, side: int | None, micro: int, number_format: str) -> int:
+    dtype = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}[number_format]
     twin = weightless(model).to(dtype).train()
     set_group(twin, recipe.batch.group)
     Dropping(twin, "sample", recipe.seed).rest(micro)
-    return twin, like_inputs(recipe, micro, dtype, side)
-
-
-def _activations(recipe: Recipe, model: nn.Module, side: int | None, micro: int, number_format: str) -> int:
-    twin, inputs = _twin(recipe, model, side, micro, number_format)
-    chosen = recomputed(recipe, model, side, micro, number_format)
-    blocks.apply_remat(twin, recipe.parallel.remat, chosen)
+    if recipe.parallel.remat == "block":
+        blocks.apply_remat(twin)
+    inputs = like_inputs(recipe, micro, dtype, side)
     # Images arrive as bytes and are normalised into floats, which the first convolution keeps; autocast casts matrices
     # and kernels once a micro-batch, and keeps the casts.
     casts = 0 if number_format in ("fp32", "fp64") else sum(2 * p.numel() for p in model.parameters() if p.ndim > 1)

@@ -25,8 +25,7 @@ PIXELS_WORTH_THREADS = 32_768
 @dataclass(frozen=True)
 class Placement:
     """``micro``: rows a forward pass. ``threads``: torch's own, a process. ``data_threads``: of the loader.
-    ``strategy``, ``tensor``, ``shard``: the layout (:class:`restrain.parallel.layout.Layout`). ``recomputed``: blocks
-    that a budget of memory has recomputed."""
+    ``strategy``, ``tensor``, ``shard``: the layout (:class:`restrain.parallel.layout.Layout`)."""
 
     device: str
     micro: int
@@ -35,7 +34,6 @@ class Placement:
     strategy: str = "single"
     tensor: int = 1
     shard: int = 1
-    recomputed: tuple[str, ...] = ()
 
     def layout(self, world: World) -> Layout:
         """How the model lies over so many ranks."""

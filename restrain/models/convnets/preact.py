@@ -11,13 +11,12 @@ strides as in the authors' own code (KaimingHe/resnet-1k-layers).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from restrain.errors import UserError
-from restrain.models.blocks import ResidualBlock, run_blocks
+from restrain.models.blocks import ResidualBlock
 from restrain.models.convnets.resnet import VARIANTS, ResNetSpec, Subsample
 from restrain.models.fill import ZERO, Fill, fan_in_uniform
 from restrain.models.layers import Conv2d
@@ -174,6 +173,9 @@ class Stage(nn.Module):
         super().__init__()
         self.blocks = nn.Sequential(*blocks)
 
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.blocks(x_BCHW)
+
 
 class Head(nn.Module):
     """Mean over H and W, and the classifier: logits [B, K]."""
@@ -194,8 +196,6 @@ class PreActResNet(nn.Module):
         ImageNet:  x ─ stem.conv 7x7 /2 ─ maxpool 3x3 /2 ─ stages.0..3 ─ norm ─ relu ─ mean over H, W ─ head.fc
         CIFAR:     x ─ stem.conv 3x3 ─ stages.0..2 ─ norm ─ relu ─ mean over H, W ─ head.fc ─ logits [B, K]
     """
-
-    runs_in_a_row: ClassVar[bool] = True  # its blocks, by run_blocks
 
     def __init__(self, spec: ResNetSpec, wish: Wish):
         super().__init__()
@@ -229,8 +229,7 @@ class PreActResNet(nn.Module):
         self.head = Head(chans, wish.classes)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        x_BCHW = run_blocks((block for stage in self.stages for block in stage.blocks), self.stem(x_BCHW))  # pyright: ignore
-        return self.head(F.relu(self.norm(x_BCHW)))
+        return self.head(F.relu(self.norm(self.stages(self.stem(x_BCHW)))))
 
     def part(self, name: str) -> list[nn.Module]:
         """The modules of ``stem`` or ``head``, for freezing and the like."""

@@ -10,13 +10,13 @@ CIFAR sizes 6n + 2 are section 4.2 of the paper, with its parameter-free shortcu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from restrain.errors import UserError
-from restrain.models.blocks import ResidualBlock, run_blocks
+from restrain.models.blocks import ResidualBlock
 from restrain.models.layers import BlurConv2d, Conv2d, Linear
 from restrain.models.norm import GroupedBatchNorm2d
 from restrain.models.residual import Join, JoinSpec
@@ -191,8 +191,6 @@ class ResNet(nn.Module):
         CIFAR:     x ─ conv1 3x3 ─ bn1 ─ relu ─ layer1..3 ─ mean over H, W ─ fc ─ logits [B, K]
     """
 
-    runs_in_a_row: ClassVar[bool] = True  # its blocks, by run_blocks
-
     def __init__(self, spec: ResNetSpec, classes: int, in_chans: int, options: BlockOptions):
         super().__init__()
         chans = spec.widths[0]
@@ -224,7 +222,8 @@ class ResNet(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         x_BCHW = self.maxpool(self.act1(self.bn1(self.conv1(x_BCHW))))
-        x_BCHW = run_blocks((block for stage in self.stages for block in getattr(self, stage)), x_BCHW)
+        for stage in self.stages:
+            x_BCHW = getattr(self, stage)(x_BCHW)
         return self.fc(x_BCHW.mean((2, 3)))
 
     def part(self, name: str) -> list[nn.Module]:

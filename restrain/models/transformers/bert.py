@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from restrain.errors import UserError
-from restrain.models.blocks import run_blocks
 from restrain.models.dropout import KeyedDropout
 from restrain.models.fill import ZERO, Fill
 from restrain.models.layers import Embedding
@@ -67,8 +66,6 @@ class Bert(nn.Module):
 
     takes_padding: ClassVar[bool] = True  # in evaluation: negative tokens, which no token sees
 
-    runs_in_a_row: ClassVar[bool] = True  # its blocks, by run_blocks
-
     def __init__(self, spec: BertSpec, wish: Wish):
         super().__init__()
         self.spec = spec
@@ -108,7 +105,8 @@ class Bert(nn.Module):
             rotary = rotary_table(0, tokens, self.spec.width // self.spec.heads, x_BTD)
         mask = None if documents_BT is None else (documents_BT[:, :, None] == documents_BT[:, None, :])[:, None]
         sight = Sight(rotary, mask)
-        x_BTD = run_blocks(self.blocks, x_BTD, sight)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, sight)
         return self.head(self.norm(x_BTD), self.tok_embed.weight)
 
     def part(self, name: str) -> list[nn.Module]:

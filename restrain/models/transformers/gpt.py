@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from restrain.errors import UserError
-from restrain.models.blocks import run_blocks
 from restrain.models.dropout import KeyedDropout
 from restrain.models.fill import Fill
 from restrain.models.layers import Embedding
@@ -42,8 +40,6 @@ class Gpt(nn.Module):
 
         tokens ─ tok_embed ─ (+ pos_embed) ─ blocks ─ norm ─ head (tied: tok_embed's matrix) ─ logits
     """
-
-    runs_in_a_row: ClassVar[bool] = True  # its blocks, by run_blocks
 
     def __init__(self, spec: GptSpec, wish: Wish):
         super().__init__()
@@ -77,11 +73,8 @@ class Gpt(nn.Module):
         if self.spec.position == "rotary":
             rotary = rotary_table(first, tokens, self.spec.width // self.spec.heads, x_BTD)
         sight = Sight(rotary, None if documents_BT is None else causal_documents(documents_BT))
-        if caches:
-            for block, cache in zip(self.blocks, caches, strict=True):
-                x_BTD = block(x_BTD, sight, cache)
-        else:
-            x_BTD = run_blocks(self.blocks, x_BTD, sight)
+        for number, block in enumerate(self.blocks):
+            x_BTD = block(x_BTD, sight, caches[number]) if caches else block(x_BTD, sight)
         x_BTD = self.norm(x_BTD)
         return F.linear(x_BTD, self.tok_embed.weight) if self.head is None else self.head(x_BTD)
 

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from restrain.errors import UserError
-from restrain.models.blocks import run_blocks
 from restrain.models.dropout import KeyedDropout
 from restrain.models.fill import Fill, fan_in_uniform
 from restrain.models.layers import Conv2d
@@ -90,8 +89,6 @@ class Vit(nn.Module):
         x [B, C, H, W] ─ patch_embed ─ + pos_embed ─ cls_token, reg_token before ─ blocks ─ norm ─ pool ─ head ─ [B, K]
     """
 
-    runs_in_a_row: ClassVar[bool] = True  # its blocks, by run_blocks
-
     def __init__(self, spec: VitSpec, wish: Wish):
         super().__init__()
         self.spec = spec
@@ -112,7 +109,9 @@ class Vit(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         x_BTD = self.pos_drop(self.embed(x_BCHW))
-        x_BTD = self.norm(run_blocks(self.blocks, x_BTD))
+        for block in self.blocks:
+            x_BTD = block(x_BTD)
+        x_BTD = self.norm(x_BTD)
         x_BD = x_BTD[:, 0] if self.cls_token is not None else x_BTD[:, self.prefix :].mean(1)
         return self.head(self.fc_norm(x_BD))
 
