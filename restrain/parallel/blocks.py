@@ -47,7 +47,8 @@ def apply_segments(model: nn.Module, chains: Sequence[Sequence[str]], every: int
     if every >= max(2, len(blocks)):
         raise UserError(
             f"parallel.remat = every={every} does nothing for memory: {type(model).__name__} has {len(blocks)} "
-            f"residual blocks, and all of them in one segment are kept again while it is recomputed. Use sqrt, or a smaller k."
+            f"residual blocks, and all of them in one segment are kept again while it is recomputed. Use sqrt, or a "
+            f"smaller k."
         )
     cut = [list(chain[at : at + every]) for chain in chains for at in range(0, len(chain), every)]
     for names in cut:

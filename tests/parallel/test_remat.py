@@ -26,6 +26,7 @@ from restrain.training.build import build_task
 from restrain.training.inspection import model_without_memory
 from restrain.training.memory import memory_of
 from restrain.training.remat import fewest, needed
+from tests.parallel.parity import COMMON, LAYOUTS, MODELS, Bench, compared
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 
@@ -150,15 +151,11 @@ def test_what_is_recomputed_are_the_forwards_of_segments(family: str, mode: str)
         changed(inputs)
     again = [block.segment or (block,) for block in blocks if block.remat or block.segment]
     whole = sum(each[block] for segment in again for block in segment)
-    last = 0
-    if family != "resnet":
-        last = sum(2 * ROWS * 16 * 4 * 32 * 32 for _ in again)
-        if family == "vit":
-            last = last // 16 * (16 + (each[blocks[0]] and 0)) if False else extra_tokens(changed, inputs) * len(again)
+    last = 0 if family == "resnet" else last_product(changed, inputs) * len(again)
     assert extra == whole - last
 
 
-def extra_tokens(model: nn.Module, inputs: Tensor) -> int:
+def last_product(model: nn.Module, inputs: Tensor) -> int:
     """FLOPs of the last product of a block's MLP."""
     seen: list[int] = []
     block = residual_blocks(model)[0][1]
@@ -351,3 +348,29 @@ def test_a_recipes_model_is_cut() -> None:
     data: Any = SimpleNamespace(mean=(0.5,), std=(0.5,))
     found = [block.segment for _, block in residual_blocks(build_task(recipe, data, torch.device("cpu")).model)]
     assert [len(segment or ()) for segment in found] == [4, 0, 0, 0, 4, 0, 0, 0, 1]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(tmp_path_factory.mktemp("remat"))
+
+
+DROP = ("model.drop_path={rate: 0.5, mode: batch}",)
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "drop"),
+    [
+        ("gpt", "fsdp", ()),
+        ("vit", "fsdp", DROP),
+        pytest.param("resnet", "fsdp", (), marks=pytest.mark.slow),
+        pytest.param("resnet", "ddp", DROP, marks=pytest.mark.slow),
+    ],
+)
+def test_segments_over_two_ranks(bench: Bench, model: str, layout: str, drop: tuple[str, ...]) -> None:
+    """A segment calls its blocks, so what gathers their parameters does so again when it is recomputed."""
+    words = [*MODELS[model], "batch.global=48", "batch.group=4", *COMMON, *drop]
+    alone = bench.run(f"alone-{model}", words, 1)
+    place = [*LAYOUTS[layout][1], "batch.micro=8", "parallel.remat=every=2"]
+    found = compared(alone, bench.run(f"{layout}-{model}", [*words, *place], 2))
+    assert max(found.values()) <= 1e-10, found
