@@ -304,8 +304,8 @@ def _parallel(recipe: "Recipe") -> Iterator[Problem]:
     if parallel.compile != "none" and recipe.track.probe is not None:
         yield Problem(
             "track.probe",
-            f"= {recipe.track.probe} reads inside of the blocks, which parallel.compile = {parallel.compile} fuses: the "
-            f"steps that are read would compute other last bits. Set one of them to null or none",
+            f"= {recipe.track.probe} reads inside of the blocks, which parallel.compile = {parallel.compile} fuses: "
+            "the steps that are read would compute other last bits. Set one of them to null or none",
         )
     if parallel.compile == "step":
         yield from _whole(recipe)
