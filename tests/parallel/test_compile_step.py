@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from restrain.errors import UserError
 from restrain.parallel.blocks import apply_compile, apply_compile_whole
 from restrain.recipe import load
+from tests.parallel.parity import COMMON, LAYOUTS, MODELS, Bench, compared
 from tests.parallel.test_remat import inputs_of, made, recomputed, step
 
 # torch hides this warning of its own tracer with a filter that pytest's "error" overrides.
@@ -62,3 +64,13 @@ def test_compiled_blocks_of_segments(family: str) -> None:
 def test_what_does_not_go_with_one_graph(override: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         load("digits_resnet20", ["parallel.compile=step", override])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "every=2"])
+def test_compiled_blocks_under_fsdp(tmp_path: Path, remat: str) -> None:
+    bench = Bench(tmp_path)
+    words = [*MODELS["gpt"], "batch.global=48", "batch.group=4", *COMMON]
+    place = [*LAYOUTS["fsdp"][1], "batch.micro=8", "parallel.compile=block", f"parallel.remat={remat}"]
+    found = compared(bench.run("alone", words, 1), bench.run("fsdp", [*words, *place], 2))
+    assert max(found.values()) <= 1e-10, found
