@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from restrain.errors import UserError
@@ -102,37 +105,90 @@ def saved_bytes(model: nn.Module, images: torch.Tensor, *others: Any) -> int:
     """Bytes that a forward pass in training keeps for its backward pass, the weights and ``images`` apart.
 
     The estimate of a step's activations: what autograd saves, each storage once. It leaves out what lives only inside
-    an operation, the gradients of activations, and what the allocator loses. Of a block with ``remat`` it is the
-    input, and of the largest such block everything once more, while it is recomputed. On the meta device nothing is
-    allocated: there ``images`` [B, C, H, W] has only a size. ``others``: further inputs, such as a block may take.
+    an operation, the gradients of activations, and what the allocator loses. Of a block with ``remat``, and of a
+    segment, it is the input, and of the largest of them everything once more, while it is recomputed. On the meta
+    device nothing is allocated: there ``images`` [B, C, H, W] has only a size. ``others``: further inputs, such as a
+    block may take.
     """
-    known = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers(), images)}
+    kept = _kept(model, images, *others)
+    return kept.total + max((_recomputed(*call).total for call in kept.again), default=0)
+
+
+@dataclass(frozen=True)
+class BlockBytes:
+    """Of one block: ``inside``, what it holds while it is recomputed; ``saves``, what it then no longer holds between
+    forward and backward."""
+
+    name: str
+    inside: int
+    saves: int
+
+
+def block_bytes(model: nn.Module, images: torch.Tensor) -> tuple[list[BlockBytes], int]:
+    """Of each block, in the order of the forward pass; and the bytes between forward and backward where all blocks are
+    recomputed, to which the ``saves`` of those that are not are added.
+
+    ``model``: in training mode, with nothing recomputed; it is left so.
+    """
+    names = {block: name for name, block in residual_blocks(model)}
+    for block in names:
+        block.remat = True
+    try:
+        kept = _kept(model, images)
+        inside = [_recomputed(*call) for call in kept.again]
+    finally:
+        for block in names:
+            block.remat = False
+    blocks = [
+        BlockBytes(names[block], held.total, held.total - held.result)
+        for (block, *_), held in zip(kept.again, inside, strict=True)
+    ]
+    return blocks, kept.total
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Bytes between forward and backward, and those of them that are the result's, which whoever takes it may keep too;
+    and what is recomputed, with its arguments, in the order of the forward pass."""
+
+    total: int
+    result: int
+    again: list[tuple[ResidualBlock, tuple[Any, ...], dict[str, Any]]]
+
+
+def _kept(model: nn.Module, *inputs: Any, whole: Callable[..., Any] | None = None) -> _Kept:
+    """``whole``: what computes, where it is not the call of ``model``."""
+    own = (*model.parameters(), *model.buffers(), *(x for x in inputs[:1] if isinstance(x, torch.Tensor)))
+    known = {_storage(tensor) for tensor in own}
     held: dict[int, torch.Tensor] = {}
-    inside: list[tuple[torch.Tensor, ...]] = []
+    again: list[tuple[ResidualBlock, tuple[Any, ...], dict[str, Any]]] = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         if _storage(tensor) not in known:
             held[_storage(tensor)] = tensor
         return tensor
 
-    def entering(block: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        for argument in arguments:
+    def entering(block: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        for argument in (*arguments, *options.values()):
             if isinstance(argument, torch.Tensor):
                 pack(argument)
-        inside.append(arguments)
+        again.append((block, arguments, options))
 
-    again = [block for _, block in residual_blocks(model) if block.remat]
-    hooks = [block.register_forward_pre_hook(entering) for block in again]
+    hooks = [
+        block.register_forward_pre_hook(entering, with_kwargs=True)
+        for _, block in residual_blocks(model)
+        if whole is None and (block.remat or block.segment)
+    ]
     try:
         hooked = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
         with torch.enable_grad(), _FusedAttention(), hooked:
-            out = model(images, *others)
+            out = (whole or model)(*inputs)
     finally:
         for hook in hooks:
             hook.remove()
-    total = sum(tensor.untyped_storage().nbytes() for tensor in held.values())
-    del out
-    return total + max(map(_recomputed, again, inside), default=0)
+    sizes = {at: tensor.untyped_storage().nbytes() for at, tensor in held.items()}
+    results = {_storage(tensor) for tensor in tree_leaves(out) if isinstance(tensor, torch.Tensor)}
+    return _Kept(sum(sizes.values()), sum(sizes.get(at, 0) for at in results), again)
 
 
 class _FusedAttention(TorchFunctionMode):
@@ -150,12 +206,11 @@ class _FusedAttention(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _recomputed(block: ResidualBlock, arguments: tuple[torch.Tensor, ...]) -> int:
-    block.remat = False
-    try:
-        return saved_bytes(block, *arguments)
-    finally:
-        block.remat = True
+def _recomputed(block: ResidualBlock, arguments: tuple[Any, ...], options: dict[str, Any]) -> _Kept:
+    """What a block, or the segment that it begins, holds while it is computed again."""
+    if not block.segment:
+        return _kept(block, *arguments, whole=partial(block.block_forward, **options))
+    return _kept(nn.ModuleList(block.segment), *arguments, whole=partial(block.together, **options))
 
 
 def _storage(tensor: torch.Tensor) -> int:

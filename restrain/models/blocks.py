@@ -20,20 +20,40 @@ from restrain.models.residual import DropPath, ScaledAddJoin
 class ResidualBlock(nn.Module):
     """A block of a residual model: define ``block_forward``. ``remat`` recomputes its activations in the backward.
 
-    ``remat`` is set by ``restrain.parallel.blocks``. It is a switch and not a wrapper so that names in the state dict
-    stay; random state is not kept, because no forward draws. ``skipped``: in training the block is passed by, its
-    branches neither computed nor differentiated (drop-path mode ``batch``); set by the host between two steps.
+    ``remat`` and ``segment`` are set by ``restrain.parallel.blocks``. They are switches and not wrappers so that names
+    in the state dict stay; random state is not kept, because no forward draws. ``skipped``: in training the block is
+    passed by, its branches neither computed nor differentiated (drop-path mode ``batch``); set by the host between two
+    steps.
+
+    Of consecutive blocks that are recomputed together, the first has them all as its ``segment`` and computes them all
+    when it is called; to the others, which have an empty one, the stream comes finished. So a network calls its blocks
+    as ever, and needs to know nothing of segments.
     """
 
     remat: bool = False
+    segment: tuple[ResidualBlock, ...] | None = None
     skipped: bool = False
     gathered_to_skip: bool = False  # set where parameters are cut over ranks
     idle_norms: list[GroupedBatchNorm] | None = None  # of its norms those that a skipped forward does not reach
 
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        if self.segment is None or not torch.is_grad_enabled():
+            return self._alone(*inputs, **options)
+        if not self.segment:
+            return inputs[0]
+        return checkpoint(self.together, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
+
+    def together(self, x: Any, *inputs: Any, **options: Any) -> Any:
+        """The result of the segment that this block begins."""
+        assert self.segment is not None
+        for block in self.segment:
+            x = block._alone(x, *inputs, **options)
+        return x
+
     # Decided before torch's own call, where per-block compilation and the hooks of sharding begin: a skipped block
     # costs neither a compiled variant nor a gather. Where its parameters are cut over ranks and its skip path computes
     # with some, it is gathered all the same.
-    def __call__(self, *inputs: Any, **options: Any) -> Any:
+    def _alone(self, *inputs: Any, **options: Any) -> Any:
         if self.skipped and self.training and not self.gathered_to_skip:
             return self._pass_by(*inputs, **options)
         return super().__call__(*inputs, **options)

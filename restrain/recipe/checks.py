@@ -301,11 +301,37 @@ def _parallel(recipe: "Recipe") -> Iterator[Problem]:
                 yield Problem(
                     f"parallel.{name}", f"= {getattr(parallel, name)}, but parallel.strategy = single is one process"
                 )
-    if parallel.compile == "block" and recipe.track.probe is not None:
+    if parallel.compile != "none" and recipe.track.probe is not None:
         yield Problem(
             "track.probe",
-            f"= {recipe.track.probe} reads inside of the blocks, which parallel.compile = block fuses: the steps that "
-            f"are read would compute other last bits. Set one of them to null or none",
+            f"= {recipe.track.probe} reads inside of the blocks, which parallel.compile = {parallel.compile} fuses: "
+            "the steps that are read would compute other last bits. Set one of them to null or none",
+        )
+    if parallel.compile == "step":
+        yield from _whole(recipe)
+
+
+def _whole(recipe: "Recipe") -> Iterator[Problem]:
+    """What does not go with one compiled graph of the whole network."""
+    parallel, key = recipe.parallel, "parallel.compile"
+    if parallel.remat != "none":
+        yield Problem(
+            key,
+            f"= step is one graph, whose compiler decides what it computes again, and parallel.remat = "
+            f"{parallel.remat} says which blocks are. Use parallel.compile=block, or parallel.remat=none",
+        )
+    if recipe.model.drop_path.rate and recipe.model.drop_path.mode == "batch":
+        yield Problem(
+            key,
+            "= step is one graph, and model.drop_path.mode = batch calls other blocks in every step, each time a graph "
+            "of its own. Use parallel.compile=block, or model.drop_path.mode=sample",
+        )
+    if parallel.strategy in ("fsdp", "hsdp") or parallel.tensor > 1:
+        chosen = f"tensor = {parallel.tensor}" if parallel.tensor > 1 else f"strategy = {parallel.strategy}"
+        yield Problem(
+            key,
+            f"= step is one graph, and parallel.{chosen} communicates between and inside of the blocks. Use "
+            f"parallel.compile=block",
         )
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from restrain.recipe.base import (
     AsTuple,
@@ -17,6 +17,7 @@ from restrain.recipe.base import (
     Threads,
 )
 from restrain.recipe.durations import Duration
+from restrain.recipe.rematerialise import checked
 
 
 class Parallel(Section):
@@ -48,11 +49,14 @@ class Parallel(Section):
         default="auto", description="Number of nodes; auto: what torchrun or Slurm says, else 1."
     )
     threads: Auto | Threads = Field(default="auto", description="Threads of torch within an operation, a process.")
-    remat: Literal["none", "block"] = Field(
-        default="none", description="Recompute each residual block in the backward pass (activation checkpointing)."
+    remat: Annotated[str, AfterValidator(checked)] = Field(
+        default="none",
+        description="What is computed again in the backward pass (activation checkpointing): none; each residual block "
+        "(block); segments of k blocks, of which the input alone is kept (every=k), or of the square root of their "
+        "number (sqrt); as few blocks as let a process keep within a memory (budget=12GiB).",
     )
-    compile: Literal["none", "block"] = Field(
-        default="none", description="torch.compile, one residual block at a time."
+    compile: Literal["none", "block", "step"] = Field(
+        default="none", description="torch.compile: one residual block at a time, or the whole network of a step."
     )
 
 

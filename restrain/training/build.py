@@ -46,7 +46,7 @@ from restrain.training.border import Cadence
 from restrain.training.classify import Classify, build_loss
 from restrain.training.inputs import image_sides, like_inputs
 from restrain.training.language import Language, MaskedTokens
-from restrain.training.memory import optimizer_bytes
+from restrain.training.memory import lay_remat, optimizer_bytes
 from restrain.training.micro import PIXELS_A_STEP, PIXELS_A_TOKEN
 from restrain.training.own import Own, check_rows
 from restrain.training.placement import Placement
@@ -276,14 +276,23 @@ def step_of(duration: Duration, plan: Plan, total: int | None) -> int:
 
 
 def build_engine(
-    recipe: Recipe, device: torch.device, own: Build | None = None, layout: Layout | None = None, rank: int = 0
+    recipe: Recipe,
+    device: torch.device,
+    own: Build | None = None,
+    layout: Layout | None = None,
+    rank: int = 0,
+    micro: int | None = None,
 ) -> Engine:
-    """The recipe's model, laid over the ranks: recomputation, then compilation, then sharding."""
+    """The recipe's model, laid over the ranks: recomputation, then compilation, then sharding.
+
+    ``micro``: rows of a forward pass in training, for a memory budget; where it is auto and not given, nobody trains.
+    """
     layout = layout or Layout()
+    micro = micro or (recipe.batch.micro if recipe.batch.micro != "auto" else None)
     if not layout.is_sharded:
         model = build_model_on(recipe, device, recipe.seed, own)
         spans.lay(model, recipe, layout, rank)
-        _passes(recipe, model)
+        _passes(recipe, model, micro, device, layout)
         return (DataParallel if layout.strategy == "ddp" else Engine)(model, layout, rank)
     from restrain.parallel.sharded import Sharded
 
@@ -295,7 +304,7 @@ def build_engine(
         with torch.device("meta"):
             model = build_model(section, sides=image_sides(recipe)).to(dtype)
     spans.lay(model, recipe, layout, rank)
-    _passes(recipe, model)
+    _passes(recipe, model, micro, device, layout)
     parallel = recipe.parallel
     engine = Sharded(
         model,
@@ -312,11 +321,12 @@ def build_engine(
     return engine
 
 
-def _passes(recipe: Recipe, model: nn.Module) -> None:
-    if recipe.parallel.remat == "block":
-        blocks.apply_remat(model)
+def _passes(recipe: Recipe, model: nn.Module, micro: int | None, device: torch.device, layout: Layout) -> None:
+    lay_remat(recipe, model, micro, precision.resolve(recipe.precision, device), layout)
     if recipe.parallel.compile == "block":
         blocks.apply_compile(model)
+    elif recipe.parallel.compile == "step":
+        blocks.apply_compile_whole(model)
 
 
 def build_model_on(recipe: Recipe, device: torch.device, seed: int, own: Build | None = None) -> nn.Module:

@@ -174,7 +174,9 @@ def _train(attempt: Attempt, say: Callable[[str], None]) -> Result:
     recipe, folder, world, opened = attempt.recipe, attempt.folder, attempt.world, attempt.opened
     reader = checkpoint.Reader(Path(opened.checkpoint)) if opened.checkpoint else None
     plan = build.build_plan(recipe, attempt.data, reader.scalars["segments"] if reader else [])
-    engine = build.build_engine(recipe, attempt.device, attempt.own.model, attempt.layout, world.rank)
+    engine = build.build_engine(
+        recipe, attempt.device, attempt.own.model, attempt.layout, world.rank, attempt.where.micro
+    )
     task = build.task_around(recipe, engine.model, attempt.data, attempt.own).to(attempt.device)
     opened.notices += getattr(task.model, "notices", [])
     if reader is None:

@@ -24,6 +24,7 @@ from restrain.training.arithmetic import Scale
 from restrain.training.drop_path import saving
 from restrain.training.inputs import like_inputs, said
 from restrain.training.memory import Memory
+from restrain.training.remat import NOTHING
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 48  # characters of a sparkline
@@ -180,7 +181,8 @@ def memory_lines(memory: Memory, number_format: str) -> list[str]:
     kept = (
         f"activations about {size(memory.activations)}: what {memory.micro} rows in {number_format} keep for backward"
     )
-    return [f"about {size(memory.total)} a process with micro-batches of {memory.micro}", held, kept]
+    remat = [f"{memory.recomputed} (parallel.remat)"] if memory.recomputed != NOTHING else []
+    return [f"about {size(memory.total)} a process with micro-batches of {memory.micro}", held, kept, *remat]
 
 
 def layout_lines(recipe: Recipe, model: nn.Module, memory: Memory) -> list[str]:

@@ -10,13 +10,12 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from restrain.insight.cost import saved_bytes, weightless
-from restrain.models import set_group
+from restrain.insight.cost import saved_bytes
 from restrain.optim.optimizers import build_optimizer
 from restrain.parallel import blocks
+from restrain.parallel.layout import Layout
 from restrain.recipe import Recipe
-from restrain.training.dropping import Dropping
-from restrain.training.inputs import like_inputs
+from restrain.training import remat
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,7 @@ class Memory:
     optimizer: int
     ema: int
     activations: int
+    recomputed: str = ""  # what is, in words
 
     @property
     def total(self) -> int:
@@ -42,30 +42,38 @@ def memory_of(recipe: Recipe, model: nn.Module, side: int | None, micro: int, nu
     number_format: ``precision`` with auto resolved. Under bf16 and fp16 activations count two bytes an element, though
     autocast leaves a few operations in fp32.
     """
+    held = held_of(recipe, model)
+    twin, inputs = remat.twin_of(recipe, model, micro, number_format, side)
+    told = remat.lay(recipe, [twin], twin, inputs, sum(held), number_format)
+    kept = saved_bytes(twin, inputs) + remat.beside_blocks(twin, inputs, number_format)
+    return Memory(micro, *held, kept, told)
+
+
+def held_of(recipe: Recipe, model: nn.Module) -> tuple[int, int, int, int]:
+    """Bytes of weights, gradients, optimizer and EMA."""
     weights = _bytes([*model.parameters(), *model.buffers()])
-    return Memory(
-        micro,
+    return (
         weights,
         _bytes([parameter for parameter in model.parameters() if parameter.requires_grad]),
         optimizer_bytes(recipe.optimizer, model),
         weights if recipe.ema is not None else 0,
-        _activations(recipe, model, side, micro, number_format),
     )
 
 
-def _activations(recipe: Recipe, model: nn.Module, side: int | None, micro: int, number_format: str) -> int:
-    dtype = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}[number_format]
-    twin = weightless(model).to(dtype).train()
-    set_group(twin, recipe.batch.group)
-    Dropping(twin, "sample", recipe.seed).rest(micro)
-    if recipe.parallel.remat == "block":
-        blocks.apply_remat(twin)
-    inputs = like_inputs(recipe, micro, dtype, side)
-    # Images arrive as bytes and are normalised into floats, which the first convolution keeps; autocast casts matrices
-    # and kernels once a micro-batch, and keeps the casts.
-    casts = 0 if number_format in ("fp32", "fp64") else sum(2 * p.numel() for p in model.parameters() if p.ndim > 1)
-    stored = 1 if inputs.is_floating_point() else 0  # bytes an element beside the inputs themselves
-    return saved_bytes(twin, inputs) + inputs.numel() * (stored + inputs.element_size()) + casts
+def lay_remat(recipe: Recipe, model: nn.Module, micro: int | None, number_format: str, layout: Layout) -> str:
+    """Let a model that is to be trained recompute what ``parallel.remat`` says (:func:`restrain.training.remat.lay`).
+
+    ``micro``: None where nobody trains, so that there is nothing that must fit: a budget recomputes every block.
+    """
+    wanted = recipe.parallel.remat
+    if wanted == "none":
+        return remat.NOTHING
+    if wanted == "block" or (micro is None and wanted.startswith("budget")):
+        blocks.apply_remat(model)
+        return "each block is recomputed"
+    twin, inputs = remat.twin_of(recipe, model, micro or recipe.batch.group, number_format)
+    held = sum(held_of(recipe, model)) // (layout.shard * layout.tensor) if wanted.startswith("budget") else 0
+    return remat.lay(recipe, [model], twin, inputs, held, number_format)
 
 
 def optimizer_bytes(section: Any, model: nn.Module) -> int:

@@ -100,6 +100,11 @@ def check_layout(recipe: Recipe, layout: Layout, device: torch.device) -> None:
             f"parallel.strategy fsdp or hsdp, and this is {layout.strategy} on {device.type}. Set "
             f"parallel.offload=none."
         )
+    if parallel.compile == "step" and layout.is_sharded:
+        raise UserError(
+            f"parallel.compile=step is one graph, and {layout.strategy}, which parallel.strategy=auto has chosen, "
+            f"gathers parameters block by block. Use parallel.compile=block."
+        )
     if tensor > 1 and recipe.optimizer.name in PER_TENSOR:
         raise UserError(
             f"parallel.tensor={tensor} with optimizer.name={recipe.optimizer.name}, whose step takes the norm or the "

@@ -26,9 +26,10 @@ def run_of(folder: Path, *settings: str, world: int = 1) -> Path:
         (["precision=bf16", "model.drop_path.rate=0.3"], 1),
         (["precision=fp16", "batch.micro=16"], 1),
         (["precision=fp32", "parallel.remat=block", "model.join={name: gate}"], 1),
+        (["precision=fp32", "parallel.remat=every=3"], 1),
         (["precision=fp32"], 2),
     ],
-    ids=["bf16", "fp16", "remat", "ranks"],
+    ids=["bf16", "fp16", "remat", "segments", "ranks"],
 )
 def test_training_does_not_notice(tmp_path: Path, settings: list[str], world: int) -> None:
     plain = run_of(tmp_path / "plain", *settings, world=world)
