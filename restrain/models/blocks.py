@@ -28,29 +28,39 @@ class ResidualBlock(nn.Module):
     remat: bool = False
     skipped: bool = False
     idle_norms: list[GroupedBatchNorm] | None = None  # of its norms those that a skipped forward does not reach
+    sharded: bool = False  # its parameters are there inside of torch's own call alone (ZeRO-3), which owns the zeros too
+    bare: bool = False  # of a sharded block: nothing of what a skipped forward calls has parameters
 
     # Decided before torch's own call, where per-block compilation and the hooks of sharding begin: a skipped block
     # costs neither a compiled variant nor a gather.
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        if self.skipped and self.training:
+        if self.skipped and self.training and (self.bare or not self.sharded):
             return self._pass_by(*inputs, **options)
         return super().__call__(*inputs, **options)
 
     def _pass_by(self, *inputs: Any, **options: Any) -> Any:
-        norms = [] if self.idle_norms is not None else [m for m in self.modules() if isinstance(m, GroupedBatchNorm)]
-        reached: set[nn.Module] = set()
-        watches = [norm.register_forward_pre_hook(lambda norm, _: reached.add(norm)) for norm in norms]
-        try:
-            y = self.skip_forward(*inputs, **options)
-        finally:
-            for watch in watches:
-                watch.remove()
+        """:meth:`skip_forward`, with zero gradients; the first time it finds out what that does not reach."""
         if self.idle_norms is None:
-            self.idle_norms = [norm for norm in norms if norm not in reached]
+            reached: set[nn.Module] = set()
+            inside = list(self.modules())[1:]
+            watches = [module.register_forward_pre_hook(lambda module, _: reached.add(module)) for module in inside]
+            try:
+                y = self.skip_forward(*inputs, **options)
+            finally:
+                for watch in watches:
+                    watch.remove()
+            self.idle_norms = [m for m in inside if isinstance(m, GroupedBatchNorm) and m not in reached]
+            self.bare = not any(True for module in reached for _ in module.parameters(recurse=False))
+        else:
+            y = self.skip_forward(*inputs, **options)
+        if self.sharded:
+            return y
         return _WithZeroGradients.apply(y, *(p for p in self.parameters() if p.requires_grad))
 
     # Any arguments and any result: the blocks of some timm models take more than the stream, or return several tensors.
     def forward(self, *inputs: Any, **options: Any) -> Any:
+        if self.skipped and self.training:
+            return self._pass_by(*inputs, **options)
         if self.remat and torch.is_grad_enabled():
             return checkpoint(self.block_forward, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
         return self.block_forward(*inputs, **options)
