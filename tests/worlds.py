@@ -147,13 +147,11 @@ def journal(run: Path) -> list[dict[str, Any]]:
 
 
 def tensors(run: Path, step: int) -> dict[str, Any]:
-    """``name|kind`` -> tensor of a checkpoint."""
-    from safetensors.torch import load_file
+    """``name|kind`` -> tensor of a checkpoint, whole, whatever ranks have saved parts of it."""
+    from restrain.run.checkpoint import Reader
 
-    found: dict[str, Any] = {}
-    for path in sorted((run / "checkpoints" / f"step-{step}").glob("*.safetensors")):
-        found.update(load_file(path))
-    return found
+    with Reader(run / "checkpoints" / f"step-{step}") as reader:
+        return {name: reader.read(name) for name in reader.names()}
 
 
 def assert_bit_equal(a: Path, b: Path, step: int) -> None:

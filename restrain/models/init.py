@@ -7,6 +7,7 @@ decided by the module that owns it (:data:`RULES`), in one place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -123,15 +124,37 @@ def init_model(model: nn.Module, seed: int) -> None:
 
 
 def _fill(tensor: Tensor, name: str, fill: Fill, seed: int) -> None:
+    fill_box(tensor, name, fill, seed, (0,) * tensor.ndim, tuple(tensor.shape))
+
+
+@torch.no_grad()
+def fill_box(tensor: Tensor, name: str, fill: Fill, seed: int, offset: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """Fill a part of the parameter ``name`` in place: what begins at ``offset`` of the whole, which has ``shape``."""
     if fill.kind == "constant":
         tensor.fill_(fill.scale)
         return
+    if tensor.ndim == 0:
+        tensor.copy_(init_tensor(name, fill, seed, 0, 1, device=tensor.device)[0])
+        return
+    # Through row-major copies: the counter runs in logical order of the whole, whatever the memory format. Rows of the
+    # part that follow one another in the whole are one run.
+    inner = math.prod(shape[1:])
+    if tuple(tensor.shape[1:]) == tuple(shape[1:]):
+        _fill_flat(tensor, name, fill, seed, offset[0] * inner)
+        return
+    for at, row in enumerate(tensor):
+        index = (offset[0] + at) * inner
+        whole = init_tensor(name, fill, seed, index, index + inner, device=tensor.device).view(shape[1:])
+        row.copy_(whole[tuple(slice(o, o + n) for o, n in zip(offset[1:], row.shape, strict=True))])
+
+
+def _fill_flat(tensor: Tensor, name: str, fill: Fill, seed: int, first: int) -> None:
+    """From the element ``first`` of the whole on."""
     size = tensor.numel()
-    # Through a row-major copy: the counter runs in logical order, whatever the memory format.
     flat = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
     for start in range(0, size, CHUNK):
         stop = min(start + CHUNK, size)
-        flat[start:stop] = init_tensor(name, fill, seed, start, stop, device=tensor.device)
+        flat[start:stop] = init_tensor(name, fill, seed, first + start, first + stop, device=tensor.device)
     tensor.copy_(flat.view(tensor.shape))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -18,15 +18,17 @@ class Ema:
 
     Every ``every`` steps: parameters shadow <- shadow + (1 - decay^every) (parameter - shadow), so that ``decay`` means
     one optimizer step whatever ``every`` is; buffers (running statistics) are copied. Shadows keep dtype, device and
-    memory format. Made once the model is on its device.
+    memory format. Made once the model is on its device. ``parameters``: what stands for the model's own by their names,
+    where these are cut over ranks.
     """
 
-    def __init__(self, model: nn.Module, decay: float, every: int = 1):
+    def __init__(self, model: nn.Module, decay: float, every: int = 1, parameters: Mapping[str, Tensor] | None = None):
         if not 0.0 <= decay < 1.0 or every < 1:
             raise ValueError(f"An EMA has a decay in [0, 1) and an interval of at least 1, not {decay} and {every}.")
         self.decay, self.every = decay, every
+        self._is_cut = parameters is not None
         persistent = model.state_dict(keep_vars=True)
-        parameters = dict(model.named_parameters())
+        parameters = dict(model.named_parameters()) if parameters is None else dict(parameters)
         buffers = {name: buffer for name, buffer in model.named_buffers() if name in persistent}
         self._parameters = list(parameters.values())
         self._buffers = list(buffers.values())
@@ -69,7 +71,9 @@ class Ema:
 
     @torch.no_grad()
     def _exchange(self, model: nn.Module) -> None:
-        live = model.state_dict(keep_vars=True)
+        live = dict(zip(self._names, [*self._parameters, *self._buffers], strict=True))
+        if not self._is_cut:
+            live = model.state_dict(keep_vars=True)
         for name, shadow in self.tensors().items():
             held = live[name].clone()
             live[name].copy_(shadow)

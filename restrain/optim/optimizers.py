@@ -72,6 +72,8 @@ def build_timm(section: Any, groups: list[dict[str, Any]], lr: float) -> Optimiz
     return getattr(timm.optim, name)(groups, lr=lr, **values)
 
 
+PER_TENSOR = ("lamb", "lars", "muon")  # a step takes the norm or the spectrum of a whole parameter
+
 # Another optimizer of torch's is a line here.
 OPTIMIZERS: dict[str, Callable[[Any, list[dict[str, Any]], float], Optimizer]] = {
     "sgd": build_sgd,
@@ -81,12 +83,19 @@ OPTIMIZERS: dict[str, Callable[[Any, list[dict[str, Any]], float], Optimizer]] =
 }
 
 
-def build_optimizer(section: Any, model: nn.Module, *, batch_global: int) -> Optimizer:
+def build_optimizer(
+    section: Any,
+    model: nn.Module,
+    *,
+    batch_global: int,
+    leaf: Callable[[nn.Parameter], nn.Parameter] = lambda parameter: parameter,
+) -> Optimizer:
     """The optimizer of a section with attributes (or a mapping); model on its device, in its memory format.
 
     Each group's ``initial_lr`` is its base learning rate; a step's ``lr`` is that times ``schedules.factor``. The first
     group has the largest, that of the head where there is layer-wise decay. Steps go through
     :func:`~restrain.optim.stepping.guarded_step`, which leaves weights and state as they were in a step that is masked.
+    ``leaf``: what it is given for a parameter of the model, where that is cut over ranks.
     """
     if isinstance(section, Mapping):
         section = SimpleNamespace(**section)
@@ -96,6 +105,7 @@ def build_optimizer(section: Any, model: nn.Module, *, batch_global: int) -> Opt
     lr = base_lr(section, batch_global)
     groups = parameter_groups(model, section.weight_decay, section.no_decay, getattr(section, "layer_decay", None))
     for group in groups:
+        group["params"] = [leaf(parameter) for parameter in group["params"]]
         group["lr"] = group["initial_lr"] = lr * group.pop("lr_scale", 1.0)
     optimizer = OPTIMIZERS[section.name](section, groups, lr)
     create_state(optimizer)

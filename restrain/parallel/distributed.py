@@ -20,9 +20,13 @@ LEFT = "Rank 0 went away before the run began; its own message says why."
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 
 
-def connect(world: World, device: torch.device) -> None:
-    """Join the process group of a run; nothing for a single process."""
-    if world.size == 1 or dist.is_initialized():
+def connect(world: World, device: torch.device, alone: bool = False) -> None:
+    """Join the process group of a run; nothing for a single process, unless its layout needs one (``alone``)."""
+    if dist.is_initialized() or (world.size == 1 and not alone):
+        return
+    if world.size == 1:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         return
     rendezvous(world, os.environ)  # pyright: ignore[reportArgumentType]
     world.export(os.environ)  # pyright: ignore[reportArgumentType]
@@ -34,7 +38,7 @@ def connect(world: World, device: torch.device) -> None:
 
 def leave(world: World) -> None:
     """Leave the process group, so that the ranks' last messages are read before their sockets close."""
-    if world.size > 1 and dist.is_initialized():
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 
@@ -118,9 +122,12 @@ def refuse_unequal(world: World, digest: str) -> None:
         )
 
 
-class Replicated(DDPStrategy):
-    """One replica a rank. The run's module wraps its network in DDP itself (``share_gradients``), because one Lightning
-    batch is a whole optimizer step of several micro-batches; Lightning's own wrapping would reduce at each of them."""
+class LaidOut(DDPStrategy):
+    """Several ranks, on which the run's module has laid out its network itself: Lightning's own wrapping, of DDP and of
+    FSDP2 alike, takes one Lightning batch for one micro-batch, while ours is a whole optimizer step of several."""
+
+    def model_to_device(self) -> None:
+        """It is there; moving parameters that are cut over ranks would make others of them."""
 
     def configure_ddp(self) -> None:
         module = self.lightning_module

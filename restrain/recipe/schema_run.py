@@ -22,8 +22,25 @@ from restrain.recipe.durations import Duration
 class Parallel(Section):
     """How the run is laid over devices. Placement: it may change when a run goes on."""
 
-    strategy: Literal["auto", "single", "ddp"] = Field(
-        default="auto", description="One process, or data-parallel processes."
+    strategy: Literal["auto", "single", "ddp", "fsdp", "hsdp"] = Field(
+        default="auto",
+        description="One process; a replica a process (ddp); parameters cut over all processes block by block (fsdp, "
+        "FSDP2), or over groups of `shard` of them with a replica a group (hsdp).",
+    )
+    tensor: Positive = Field(
+        default=1, description="Processes that share each matrix of a transformer by heads and hidden units."
+    )
+    shard: Positive | None = Field(default=None, description="Processes of a group of hsdp; null: those of a node.")
+    reshard: bool = Field(
+        default=True,
+        description="Let a block of fsdp and hsdp go after its forward pass and gather it again for its backward pass; "
+        "false keeps it, which takes memory and saves a gather.",
+    )
+    reduce: Literal["fp32", "bf16"] | None = Field(
+        default=None, description="Number format in which fsdp and hsdp add gradients; null: that of the weights."
+    )
+    offload: Literal["none", "cpu"] = Field(
+        default="none", description="Where fsdp and hsdp keep what a process holds between its uses, on a GPU."
     )
     accelerator: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Kind of device.")
     devices: Auto | Positive = Field(default="auto", description="Processes a node, one a GPU.")

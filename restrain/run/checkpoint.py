@@ -21,7 +21,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,8 @@ class _Job:
 
     step: int
     number: int  # of the writer's saves: tells a done file from one of an earlier, failed save of the same step
-    tensors: dict[str, torch.Tensor]
-    slices: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # name -> global shape, offset
+    tensors: dict[str, torch.Tensor]  # by their keys in the files
+    slices: dict[str, list[tuple[str, tuple[int, ...], tuple[int, ...]]]]  # name -> key, global shape, offset of each
     scalars: str
     best: bool
     error: Exception | None = None
@@ -94,12 +94,19 @@ class Writer:
         """Whether a save is in flight."""
         return self._job is not None and not self._job.done.is_set()
 
-    def save(self, step: int, slices: Mapping[str, Slice], scalars: Mapping[str, Any], best: bool = False) -> None:
+    def save(
+        self,
+        step: int,
+        slices: Mapping[str, Slice | Sequence[Slice]],
+        scalars: Mapping[str, Any],
+        best: bool = False,
+    ) -> None:
         """Snapshot now, write in a thread. Waits first for a save that is still in flight.
 
         Args:
             step: optimizer steps done.
-            slices: ``name|kind`` -> this rank's part. Of a tensor that ranks hold alike, one rank gives it
+            slices: ``name|kind`` -> this rank's part, or parts where they do not lie together. Of a tensor that
+                ranks hold alike, one rank gives it
                 (:func:`share`), or several do.
             scalars: JSON values, the same on all ranks; rank 0's are kept.
             best: this checkpoint becomes BEST.
@@ -109,11 +116,17 @@ class Writer:
         """
         self.wait()
         self._number += 1
+        parts = {name: [part] if isinstance(part, Slice) else list(part) for name, part in slices.items()}
+        keys = {name: [f"{name}#{n}" if n else name for n in range(len(of))] for name, of in parts.items()}
+        live = {key: part.tensor for name, of in parts.items() for key, part in zip(keys[name], of, strict=True)}
         job = _Job(
             step=step,
             number=self._number,
-            tensors=self._snapshot.take({name: part.tensor for name, part in slices.items()}),
-            slices={name: part.placed() for name, part in slices.items()},
+            tensors=self._snapshot.take(live),
+            slices={
+                name: [(key, *part.placed()) for key, part in zip(keys[name], of, strict=True)]
+                for name, of in parts.items()
+            },
             scalars=json.dumps(dict(scalars)),
             best=best,
         )
@@ -169,16 +182,19 @@ class Writer:
             os.unlink(done)
         self._snapshot.ready()
         files: dict[str, dict[str, torch.Tensor]] = {}
-        for name, tensor in job.tensors.items():
-            files.setdefault(file_name(name, self.rank), {})[name] = tensor
+        for name, parts in job.slices.items():
+            file = files.setdefault(file_name(name, self.rank), {})
+            file.update({key: job.tensors[key] for key, *_ in parts})
         facts = {name: write_file(temporary / name, tensors) for name, tensors in sorted(files.items())}
         tensors = {
             name: {
-                "dtype": DTYPES[tensor.dtype],
-                "shape": job.slices[name][0],
-                "slices": [[file_name(name, self.rank), job.slices[name][1], list(tensor.shape)]],
+                "dtype": DTYPES[job.tensors[name].dtype],
+                "shape": parts[0][1],
+                "slices": [
+                    [file_name(name, self.rank), offset, list(job.tensors[key].shape)] for key, _, offset in parts
+                ],
             }
-            for name, tensor in job.tensors.items()
+            for name, parts in job.slices.items()
         }
         write_atomic(done, json.dumps({"save": job.number, "files": facts, "tensors": tensors}))
 

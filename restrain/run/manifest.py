@@ -14,7 +14,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -180,12 +180,24 @@ def check_headers(path: Path, name: str, slices: Mapping[str, tuple[str, list[in
         raise Damaged(f"{path / name} holds other slices than {MANIFEST} says")
 
 
+def in_files(name: str, slices: Iterable[Sequence[Any]]) -> Iterator[tuple[str, str, list[int], list[int]]]:
+    """(file, key there, offset, shape) of the slices of the tensor ``name``.
+
+    A file has several of one tensor where a rank holds what does not lie together in the whole, such as its heads'
+    queries, keys and values: the first is under the name itself, the others under ``name#1``, ``name#2``.
+    """
+    before: dict[str, int] = {}
+    for file, offset, shape in slices:
+        number = before[file] = before.get(file, -1) + 1
+        yield file, f"{name}#{number}" if number else name, offset, shape
+
+
 def slices_by_file(body: Mapping[str, Any]) -> dict[str, dict[str, tuple[str, list[int]]]]:
     """file -> slice key -> (dtype, shape), from the manifest's tensors."""
     result: dict[str, dict[str, tuple[str, list[int]]]] = {name: {} for name in body["files"]}
     for key, entry in body["tensors"].items():
-        for name, _, shape in entry["slices"]:
-            result[name][key] = (entry["dtype"], shape)
+        for name, inside, _, shape in in_files(key, entry["slices"]):
+            result[name][inside] = (entry["dtype"], shape)
     return result
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from restrain.errors import WorldError
-from restrain.run.manifest import MANIFEST, Damaged, check_headers, read_manifest, slices_by_file
+from restrain.run.manifest import MANIFEST, Damaged, check_headers, in_files, read_manifest, slices_by_file
 from restrain.run.slices import NAMES, Box, covered, overlap, within
 
 
@@ -130,13 +130,15 @@ class Reader:
             raise self._misfit(name, f"has the shape {stored} there, but {known if known != stored else part}{at} here")
         if tensor.dtype != self.dtype(name):
             raise self._misfit(name, f"is {self.dtype(name)} there, but {tensor.dtype} here")
-        parts: list[tuple[str, Box]] = [(file, (tuple(o), tuple(n))) for file, o, n in entry["slices"]]
-        if not covered(box, [other for _, other in parts]):
+        parts: list[tuple[str, str, Box]] = [
+            (file, key, (tuple(o), tuple(n))) for file, key, o, n in in_files(name, entry["slices"])
+        ]
+        if not covered(box, [other for *_, other in parts]):
             raise self._misfit(name, f"is not wholly there: no stored slices cover {part} at {box[0]}")
         with torch.no_grad():
-            for file, other in parts:
+            for file, key, other in parts:
                 if (common := overlap(box, other)) is not None:
-                    source = self._load(file, name, within(common, other[0]), whole=common == other)
+                    source = self._load(file, key, within(common, other[0]), whole=common == other)
                     tensor[within(common, box[0])].copy_(source)
                     if common == box:
                         return

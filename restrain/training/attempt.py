@@ -23,6 +23,7 @@ from restrain.insight.probe import Probe, Sampler
 from restrain.insight.profile import Profile
 from restrain.insight.progress import Length, Progress
 from restrain.insight.throughput import Hardware, Throughput
+from restrain.parallel.layout import Layout
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.recipe.checks import show
@@ -62,6 +63,16 @@ class Attempt:
     laps: Laps = field(default_factory=Laps)
 
     @property
+    def layout(self) -> Layout:
+        """How the model lies over the ranks."""
+        return self.where.layout(self.world)
+
+    @property
+    def rows(self) -> World:
+        """This rank among those that see different rows."""
+        return self.layout.rows(self.world)
+
+    @property
     def circumstances(self) -> dict[str, Any]:
         """What bits may depend on besides the recipe: kept in each checkpoint's manifest."""
         return self.where.as_dict() | {"world": self.world.size, "torch": torch.__version__}
@@ -74,7 +85,7 @@ class Attempt:
         if data.evaluation is not None:
             evaluated = f"{int(data.evaluation.counts.sum()):,} evaluated every {recipe.evaluate.every}"
         samples = "windows" if recipe.data.kind == "tokens" else "samples"
-        accumulation = recipe.batch.global_ // world.size // where.micro
+        accumulation = recipe.batch.global_ // self.rows.size // where.micro
         lines = [
             f"run folder {self.folder.path}",
             f"{recipe.model.name}, join {recipe.model.join.name}, {recipe.precision} on {world.size} x "
@@ -93,7 +104,8 @@ class Attempt:
     def not_bit_equal(self, reader: checkpoint.Reader) -> list[str]:
         """One notice naming what differs from where the checkpoint was made and may move the last bits."""
         was, now = reader.placement, self.circumstances
-        names = [name for name in ("device", "world", "micro", "threads", "torch") if name in was]
+        kept = ("device", "world", "strategy", "tensor", "shard", "micro", "threads", "torch")
+        names = [name for name in kept if name in was]
         parts = [f"{name} {was[name]} -> {now[name]}" for name in names if was[name] != now[name]]
         if not parts:
             return []
@@ -200,13 +212,14 @@ class Attempt:
         """``evaluate(leave)``: metrics ``eval/...`` of the EMA where there is one, else of the weights."""
         if self.data.evaluation is None:
             return None
-        loader = build.build_eval_loader(self.recipe, self.data, self.world, self.where)
+        loader = build.build_eval_loader(self.recipe, self.data, self.rows, self.where)
+        counts = self.layout.place(self.world.rank)[2] == 0  # one rank of those that see the same rows
 
         def run(leave: Callable[[], bool]) -> dict[str, float]:
             mistakes, bad = Mistakes(self.device), []
 
             def observe(logits: torch.Tensor, batch: EvalBatch) -> None:
-                if task.one_label:
+                if task.one_label and counts:
                     rows = (part.to(self.device) for part in (batch.labels, batch.valid, batch.index))
                     mistakes.add(logits, *rows)
                 bad.extend(batch.bad)
@@ -218,11 +231,14 @@ class Attempt:
                     device=self.device,
                     number_format=self.recipe.precision,
                     world=self.world.size,
+                    rows=self.rows.size,
+                    counts=counts,
                     leave=leave,
                     progress=progress,
                     flip=self.recipe.evaluate.flip,
                     observe=observe,
                 )
+                state.engine.rest()
             self.write_left_out(state.step, bad)
             if task.one_label:
                 surest = mistakes.of_all_ranks(self.world.size)

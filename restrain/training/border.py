@@ -266,7 +266,7 @@ class Border:
             self.lease.check()
             self.recorder.sync()
         self.saves[state.step] = best
-        self.writer.save(state.step, state.tensors(self.rank), state.scalars(), best=best)
+        self.writer.save(state.step, state.tensors(), state.scalars(), best=best)
         self.saved_at, self.last_save, self.asked_to_save = state.step, time.monotonic(), False
 
     def finish(self) -> None:

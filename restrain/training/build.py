@@ -34,8 +34,10 @@ from restrain.models.init import materialise
 from restrain.models.norm import set_group
 from restrain.optim import schedules
 from restrain.optim.ema import Ema
-from restrain.optim.optimizers import build_optimizer
+from restrain.optim.optimizers import PER_TENSOR, build_optimizer
 from restrain.parallel import blocks, precision
+from restrain.parallel.engine import DataParallel, Engine
+from restrain.parallel.layout import Layout
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.recipe.durations import Duration
@@ -271,6 +273,65 @@ def step_of(duration: Duration, plan: Plan, total: int | None) -> int:
     return duration.steps(plan.steps_per_epoch, total)
 
 
+def build_engine(
+    recipe: Recipe, device: torch.device, own: Build | None = None, layout: Layout | None = None, rank: int = 0
+) -> Engine:
+    """The recipe's model, laid over the ranks: recomputation, then compilation, then sharding."""
+    layout = layout or Layout()
+    if not layout.is_sharded:
+        model = build_model_on(recipe, device, recipe.seed, own)
+        _passes(recipe, model)
+        return (DataParallel if layout.strategy == "ddp" else Engine)(model, layout, rank)
+    from restrain.parallel.sharded import Sharded
+
+    section, dtype = recipe.model.model_dump(), precision.dtype_of_weights(recipe.precision)
+    _check_sharded(recipe)
+    foreign = is_foreign(recipe.model.name)
+    if foreign:
+        model = build_model(section, recipe.seed, image_sides(recipe), own).to(dtype).to(device)
+    else:
+        with torch.device("meta"):
+            model = build_model(section, sides=image_sides(recipe)).to(dtype)
+    set_group(model, recipe.batch.group)
+    _passes(recipe, model)
+    parallel = recipe.parallel
+    engine = Sharded(
+        model,
+        layout,
+        rank,
+        device,
+        reduce={None: None, "fp32": torch.float32, "bf16": torch.bfloat16}[parallel.reduce],
+        reshard=parallel.reshard,
+        offload=parallel.offload == "cpu",
+        per_tensor=recipe.optimizer.name in PER_TENSOR,
+    )
+    if not foreign:
+        engine.materialise(device, recipe.seed)
+    return engine
+
+
+def _passes(recipe: Recipe, model: nn.Module) -> None:
+    if recipe.parallel.remat == "block":
+        blocks.apply_remat(model)
+    if recipe.parallel.compile == "block":
+        blocks.apply_compile(model)
+
+
+def _check_sharded(recipe: Recipe) -> None:
+    """Raises UserError for what does not go with parameters that are cut over ranks."""
+    if recipe.parallel.tensor > 1 and recipe.optimizer.name in PER_TENSOR:
+        raise UserError(
+            f"parallel.tensor={recipe.parallel.tensor} with optimizer.name={recipe.optimizer.name}, whose step takes "
+            f"the norm or the spectrum of each whole matrix, and a rank has a part of it. Use sgd, adamw, nadam, lion "
+            f"or adan, or parallel.tensor=1 with fsdp."
+        )
+    if recipe.parallel.tensor > 1 and recipe.model.feedback != "exact":
+        raise UserError(
+            f"parallel.tensor={recipe.parallel.tensor} with model.feedback={recipe.model.feedback}: the matrices that "
+            f"send the error down are not cut over ranks. Set parallel.tensor=1."
+        )
+
+
 def build_model_on(recipe: Recipe, device: torch.device, seed: int, own: Build | None = None) -> nn.Module:
     """The recipe's model on its device: built without memory, then filled by keyed initialisation.
 
@@ -341,14 +402,9 @@ def check_task(recipe: Recipe, data: Data, own: Own) -> None:
 
 
 def build_task(recipe: Recipe, data: Data, device: torch.device, own: Own | None = None) -> Task:
-    """Model, loss and normalisation, with frozen parts, recomputation and compilation applied in that order."""
+    """Model, loss and normalisation in one process, with recomputation and compilation."""
     own = own or Own()
-    model = build_model_on(recipe, device, recipe.seed, own.model)
-    if recipe.parallel.remat == "block":
-        blocks.apply_remat(model)
-    if recipe.parallel.compile == "block":
-        blocks.apply_compile(model)
-    return task_around(recipe, model, data, own).to(device)
+    return task_around(recipe, build_engine(recipe, device, own.model).model, data, own).to(device)
 
 
 def task_around(recipe: Recipe, model: nn.Module, data: Data, own: Own | None = None) -> Task:
@@ -384,15 +440,19 @@ OWN_TASKS: dict[str, Callable[[Recipe, nn.Module, Data], Task]] = {
 }
 
 
-def build_state(recipe: Recipe, task: Task, plan: Plan, total: int, device: torch.device) -> RunState:
-    """Optimizer, EMA and scaler around a model, at step 0."""
-    optimizer = build_optimizer(recipe.optimizer, task.model, batch_global=recipe.batch.global_)
+def build_state(
+    recipe: Recipe, task: Task, plan: Plan, total: int, device: torch.device, engine: Engine | None = None
+) -> RunState:
+    """Optimizer, EMA and scaler around a model, at step 0; ``engine``: how it lies over ranks."""
+    engine = engine or Engine(task.model)
+    optimizer = build_optimizer(recipe.optimizer, task.model, batch_global=recipe.batch.global_, leaf=engine.optimized)
     ema = None
     if recipe.ema is not None:
-        ema = Ema(task.model, recipe.ema.decay, recipe.ema.every.steps(plan.steps_per_epoch, total))
+        cut = dict(engine.leaves()) if engine.layout.is_sharded else None
+        ema = Ema(task.model, recipe.ema.decay, recipe.ema.every.steps(plan.steps_per_epoch, total), cut)
     scaler = precision.LossScale(device) if recipe.precision == "fp16" else None
     segments = [{"from_step": 0, "epoch": 0, "position": 0, "batch": plan.batch, "group": plan.group}]
-    return RunState(task.model, optimizer, ema, scaler, segments=segments)
+    return RunState(task.model, optimizer, ema, scaler, segments=segments, engine=engine)
 
 
 def build_factor(recipe: Recipe, plan: Plan, total: int) -> Callable[[int], float]:

@@ -28,6 +28,8 @@ def evaluate(
     device: torch.device,
     number_format: str,
     world: int = 1,
+    rows: int | None = None,
+    counts: bool = True,
     leave: Callable[[], bool] = lambda: False,
     progress: Progress | None = None,
     flip: bool = False,
@@ -38,7 +40,8 @@ def evaluate(
     Padded and undecodable rows carry ``valid=False`` and count nowhere. ``leave`` is asked at each batch; ranks agree
     on the answer (all have the same number of batches), and :class:`Interrupted` is raised on all of them together.
     With ``flip`` the logits are the mean of those of each image and of its mirror image. ``observe`` is given each
-    batch's outputs, on the device, and the batch, on the host.
+    batch's outputs, on the device, and the batch, on the host. ``rows``: ranks that see different rows, if not all of
+    ``world`` do; ``counts``: whether this rank's rows are counted, or another tells of the same ones.
     """
     model = task.model
     model.eval()
@@ -62,11 +65,13 @@ def evaluate(
             if observe is not None:
                 observe(outputs, batch)
             if progress is not None:
-                progress.evaluating(min(number * len(labels) * world, batches.samples), batches.samples)
+                progress.evaluating(min(number * len(labels) * (rows or world), batches.samples), batches.samples)
     finally:
         batches.close()
         model.train()
     if world > 1:
+        if not counts:
+            sums.zero_()
         dist.all_reduce(sums)
     found = sums.tolist()
     check_left_out(batches.samples - int(found[-1]), batches.samples, batches.max_bad)

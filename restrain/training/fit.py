@@ -17,6 +17,7 @@ from restrain.data.progress import console_reporter
 from restrain.errors import RestrainError
 from restrain.insight import machine
 from restrain.parallel import distributed
+from restrain.parallel.layout import SHARDED
 from restrain.parallel.world import World
 from restrain.recipe import Recipe, Resolved, is_placement, leaves, load, to_yaml
 from restrain.recipe.verdict import judge
@@ -62,7 +63,7 @@ def fit(
     recipe, own = resolved.recipe, own or Own()
     device = placement.device_of(recipe, world)
     _choose_algorithms(recipe.deterministic)
-    distributed.connect(world, device)
+    distributed.connect(world, device, alone=recipe.parallel.strategy in SHARDED)
     told = distributed.Told(world)
     folder = RunFolder(path)
     lease = Lease(folder.path) if world.rank == 0 else None
@@ -171,11 +172,12 @@ def _train(attempt: Attempt, say: Callable[[str], None]) -> Result:
     recipe, folder, world, opened = attempt.recipe, attempt.folder, attempt.world, attempt.opened
     reader = checkpoint.Reader(Path(opened.checkpoint)) if opened.checkpoint else None
     plan = build.build_plan(recipe, attempt.data, reader.scalars["segments"] if reader else [])
-    task = build.build_task(recipe, attempt.data, attempt.device, attempt.own)
+    engine = build.build_engine(recipe, attempt.device, attempt.own.model, attempt.layout, world.rank)
+    task = build.task_around(recipe, engine.model, attempt.data, attempt.own).to(attempt.device)
     opened.notices += getattr(task.model, "notices", [])
     if reader is None:
-        opened.notices += start_weights.begin(recipe, task.model, folder)
-    state = build.build_state(recipe, task, plan, build.total_steps(recipe, plan), attempt.device)
+        opened.notices += start_weights.begin(recipe, engine, folder)
+    state = build.build_state(recipe, task, plan, build.total_steps(recipe, plan), attempt.device, engine)
     if reader is not None:
         with reader:
             state.restore(reader)
@@ -205,7 +207,9 @@ def _train(attempt: Attempt, say: Callable[[str], None]) -> Result:
         work=build.block_work(recipe, task.model),
     )
     start = state.step
-    loader = build.build_train_loader(recipe, attempt.data, plan, world, attempt.where, start, total, attempt.laps)
+    loader = build.build_train_loader(
+        recipe, attempt.data, plan, attempt.rows, attempt.where, start, total, attempt.laps
+    )
     batches = OnDevice(loader, attempt.device) if attempt.device.type == "cuda" else loader
     run = Run(task, state, plan, world, border, settings, attempt.probes(task, plan, total))
     sound = False

@@ -22,7 +22,7 @@ def make_trainer(world: World, device: torch.device) -> L.Trainer:
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=one if world.size == 1 else world.local_size,
         num_nodes=world.nodes,
-        strategy="auto" if world.size == 1 else distributed.Replicated(),
+        strategy="auto" if world.size == 1 else distributed.LaidOut(),
         plugins=[LightningEnvironment()],
         max_epochs=1,
         logger=False,

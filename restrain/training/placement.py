@@ -10,6 +10,7 @@ import torch
 
 from restrain.data.order import check_micro
 from restrain.errors import UserError
+from restrain.parallel.layout import SHARDED, Layout, layout_of
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.training.micro import BYTES_A_TOKEN, auto_micro
@@ -21,12 +22,20 @@ PIXELS_WORTH_THREADS = 32_768
 
 @dataclass(frozen=True)
 class Placement:
-    """``micro``: rows a forward pass. ``threads``: torch's own, a process. ``data_threads``: of the loader."""
+    """``micro``: rows a forward pass. ``threads``: torch's own, a process. ``data_threads``: of the loader.
+    ``strategy``, ``tensor``, ``shard``: the layout (:class:`restrain.parallel.layout.Layout`)."""
 
     device: str
     micro: int
     threads: int
     data_threads: int
+    strategy: str = "single"
+    tensor: int = 1
+    shard: int = 1
+
+    def layout(self, world: World) -> Layout:
+        """How the model lies over so many ranks."""
+        return Layout(self.strategy, world.size, self.tensor, self.shard)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -49,20 +58,28 @@ def device_of(recipe: Recipe, world: World) -> torch.device:
     return torch.device("cuda", world.local_rank)
 
 
-def place(recipe: Recipe, world: World, device: torch.device, pixels: int) -> Placement:
-    """Resolve micro-batch and threads. ``pixels``: height x width of a training image (``Data.pixels``).
+def place(recipe: Recipe, world: World, device: torch.device, pixels: int, fits: bool = True) -> Placement:
+    """Resolve micro-batch and threads. ``pixels``: height x width of a training image (``Data.pixels``). ``fits``:
+    whether a rank can hold the whole model.
 
-    Raises UserError, naming the sizes that work, for a micro-batch that cannot be.
+    Raises UserError, naming the sizes that work, for a micro-batch or a layout that cannot be.
     """
+    layout = layout_of(recipe.parallel, world, fits)
+    if recipe.parallel.offload == "cpu" and (device.type != "cuda" or layout.strategy not in SHARDED):
+        raise UserError(
+            f"parallel.offload=cpu keeps shards in the host's memory while a GPU computes: it needs a GPU and "
+            f"parallel.strategy fsdp or hsdp, and this is {layout.strategy} on {device.type}. Set "
+            f"parallel.offload=none."
+        )
     batch, group = recipe.batch.global_, recipe.batch.group
     if recipe.batch.micro == "auto":
         # The card's whole memory, not what is free just now: the same on every rank and after every restart.
         memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
         row_bytes = recipe.data.context * BYTES_A_TOKEN if recipe.data.kind == "tokens" else None
-        micro = auto_micro(batch, group, world.size, pixels, memory, row_bytes)
+        micro = auto_micro(batch, group, layout.data, pixels, memory, row_bytes)
     else:
         micro = recipe.batch.micro
-        check_micro(batch, group, world.size, micro)
+        check_micro(batch, group, layout.data, micro)
     cores = _cores(world)
     threads = recipe.parallel.threads
     if threads == "auto":
@@ -70,7 +87,7 @@ def place(recipe: Recipe, world: World, device: torch.device, pixels: int) -> Pl
     loaders = recipe.data.threads
     if loaders == "auto":
         loaders = 1 if pixels <= 64 * 64 else max(1, min(16, cores))
-    return Placement(str(device), micro, threads, loaders)
+    return Placement(str(device), micro, threads, loaders, layout.strategy, layout.tensor, layout.shard)
 
 
 def _cores(world: World) -> int:

@@ -25,6 +25,7 @@ from restrain.models.build import build_model, is_foreign
 from restrain.models.foreign.contract import Build
 from restrain.models.foreign.zoo import timm_name
 from restrain.models.weights import fit_weights, load_weights
+from restrain.parallel.engine import Engine
 from restrain.recipe import Recipe, differences, load
 from restrain.recipe.checks import show
 from restrain.run import checkpoint, lockfile
@@ -240,7 +241,7 @@ def identity(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     return {"init": str(source.path), "init_sha256": source.sha256}
 
 
-def begin(recipe: Recipe, model: nn.Module, folder: RunFolder) -> list[str]:
+def begin(recipe: Recipe, model: nn.Module | Engine, folder: RunFolder) -> list[str]:
     """Load the weights into ``model``; returns what to announce. On every rank: each reads the same bytes.
 
     Raises:
@@ -258,11 +259,15 @@ def begin(recipe: Recipe, model: nn.Module, folder: RunFolder) -> list[str]:
     return load_into(recipe, model, source)
 
 
-def load_into(recipe: Recipe, model: nn.Module, source: Source | None = None) -> list[str]:
+def load_into(recipe: Recipe, model: nn.Module | Engine, source: Source | None = None) -> list[str]:
     """Load what ``model.init`` names into ``model``; returns what to announce."""
-    source = source or find(recipe)
-    fitted = _fit(recipe, model, source)
-    load_weights(model, fitted)
+    source, engine = source or find(recipe), model if isinstance(model, Engine) else Engine(model)
+    fitted = _fit(recipe, engine.whole(), source)
+    if engine.layout.is_sharded:
+        for name, leaf in engine.leaves():
+            if name in fitted.tensors:
+                engine.held(name, leaf).cut(fitted.tensors.pop(name), leaf.detach())
+    load_weights(engine.model, fitted)
     elements = sum(tensor.numel() for tensor in fitted.tensors.values())
     return [f"begins with {source.what}: {len(fitted.tensors)} tensors, {elements:,} numbers", *fitted.notices]
 

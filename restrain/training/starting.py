@@ -106,18 +106,19 @@ def _local_ranks(recipe: Recipe) -> int:
     from restrain.data.order import allowed_worlds
 
     count = torch.cuda.device_count()
-    return max([n for n in allowed_worlds(recipe.batch.global_, recipe.batch.group) if n <= count], default=1)
+    tensor, worlds = recipe.parallel.tensor, allowed_worlds(recipe.batch.global_, recipe.batch.group)
+    return max([n * tensor for n in worlds if n * tensor <= count], default=1)
 
 
 def _check_size(recipe: Recipe, here: World, size: int) -> None:
     from restrain.data.order import check_world
+    from restrain.parallel.layout import layout_of
 
-    nodes, strategy = recipe.parallel.nodes, recipe.parallel.strategy
+    nodes = recipe.parallel.nodes
     if here.launcher == "single" and nodes not in ("auto", 1):
         raise UserError(
             f"parallel.nodes={nodes}, but this command was started on one node. Start it on all nodes with srun "
             f"(slurm/ has scripts) or torchrun."
         )
-    if strategy == "single" and size > 1:
-        raise UserError(f"parallel.strategy=single, but there are {size} processes. Use ddp or auto.")
-    check_world(recipe.batch.global_, recipe.batch.group, size)
+    ranks = World(size=size, local_size=here.local_size if here.launcher != "single" else size)
+    check_world(recipe.batch.global_, recipe.batch.group, layout_of(recipe.parallel, ranks).data)

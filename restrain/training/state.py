@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from restrain.errors import WorldError
 from restrain.optim import stepping
 from restrain.optim.ema import Ema
+from restrain.parallel.engine import Engine
+from restrain.parallel.held import Held, local
 from restrain.parallel.precision import LossScale
 from restrain.run.checkpoint import Reader, Slice
 
@@ -29,7 +31,8 @@ class RunState:
     ``interventions``: append-only list of ``{at_step, kind, ...}``, empty in a healthy run. ``evaluated_at``: the
     last step whose evaluation finished. ``best``: ``{metric, value, step}``. ``held``: the journal line of a step
     whose evaluation was interrupted; it is written once the evaluation has been repeated. ``tracker``: the wandb
-    run's id. ``looked_at``: the tripwires that have been looked at.
+    run's id. ``looked_at``: the tripwires that have been looked at. ``engine``: how ``model`` lies over ranks; one that
+    is whole where none is given.
     """
 
     model: nn.Module
@@ -45,6 +48,11 @@ class RunState:
     tracker: dict[str, Any] = field(default_factory=dict)
     replaced: int = 0
     looked_at: list[str] = field(default_factory=list)
+    engine: Engine = field(default=None)  # pyright: ignore[reportAssignmentType]
+
+    def __post_init__(self) -> None:
+        if self.engine is None:
+            self.engine = Engine(self.model)
 
     @property
     def updates(self) -> int | None:
@@ -56,25 +64,30 @@ class RunState:
         stepping.set_updates(self.optimizer, count)
 
     def named_tensors(self) -> dict[str, Tensor]:
-        """``name|kind`` -> the live tensor: param, buffer, each optimizer state by its torch name, ema, scaler."""
-        tensors: dict[str, Tensor] = {f"{name}|param": p for name, p in self.model.named_parameters()}
+        """``name|kind`` -> the live tensor of this rank: param, buffer, each optimizer state by its torch name, ema,
+        scaler."""
+        leaves = list(self.engine.leaves())
+        tensors: dict[str, Tensor] = {f"{name}|param": p for name, p in leaves}
         persistent = self.model.state_dict(keep_vars=True)
         tensors.update({f"{name}|buffer": b for name, b in self.model.named_buffers() if name in persistent})
-        names = {id(p): name for name, p in self.model.named_parameters()}
+        names = {id(p): name for name, p in self.model.named_parameters()} | {id(p): name for name, p in leaves}
         for p, slots in self.optimizer.state.items():
-            tensors.update({f"{names[id(p)]}|{slot}": t for slot, t in slots.items() if isinstance(t, Tensor)})
+            tensors.update({f"{names[id(p)]}|{slot}": local(t) for slot, t in slots.items() if isinstance(t, Tensor)})
         if self.ema is not None:
             tensors.update({f"{name}|ema": t for name, t in self.ema.tensors().items()})
         if self.scaler is not None:
             tensors.update(self.scaler.tensors())
         return tensors
 
-    def tensors(self, rank: int = 0) -> dict[str, Slice]:
-        """This rank's share of a checkpoint. Replicated layouts: rank 0 holds everything, the others nothing."""
-        if rank:
-            return {}
-        named = self.named_tensors()
-        return {name: Slice(t.detach(), tuple(t.shape), (0,) * t.ndim) for name, t in named.items()}
+    def tensors(self) -> dict[str, list[Slice]]:
+        """This rank's share of a checkpoint; of what several ranks hold alike, one has it."""
+        named = {name: tensor.detach() for name, tensor in self.named_tensors().items()}
+        shares = {name: self.place_of(name, tensor).slices(tensor) for name, tensor in named.items()}
+        return {name: slices for name, slices in shares.items() if slices}
+
+    def place_of(self, name: str, tensor: Tensor) -> Held:
+        """Where a live tensor ``name|kind`` lies in the whole one."""
+        return self.engine.held(name.rpartition("|")[0], tensor)
 
     def scalars(self) -> dict[str, Any]:
         """The JSON part of a checkpoint."""
@@ -113,7 +126,8 @@ class RunState:
         for name, tensor in self.named_tensors().items():
             if kinds is not None and name.rpartition("|")[2] not in kinds:
                 continue
-            reader.read_into(name, tensor.detach(), (0,) * tensor.ndim)
+            held = self.place_of(name, tensor)
+            held.fill(tensor.detach(), lambda part, offset, n=name, w=held.shape: reader.read_into(n, part, offset, w))
         self.check_strides()
 
     def check_strides(self) -> None:

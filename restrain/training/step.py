@@ -15,7 +15,6 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from restrain import draws
 from restrain.data.loader import MicroBatch, StepBatch
@@ -24,6 +23,7 @@ from restrain.insight.probe import Probe, Sampler
 from restrain.models.norm import StagedStatistics
 from restrain.optim.stepping import guarded_step
 from restrain.parallel import precision
+from restrain.parallel.engine import Engine
 from restrain.parallel.world import World
 from restrain.run import ledger
 from restrain.survival import signals
@@ -34,7 +34,6 @@ from restrain.training.task import Task
 from restrain.training.vector import StepVector
 
 AHEAD = 64  # steps whose rows and learning rates are worked out at once
-DDP_OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters  # torch 2.13 renamed one of them
 
 
 @dataclass(frozen=True)
@@ -79,10 +78,12 @@ class Run(L.LightningModule):
             settings,
         )
         self.probes = probes
-        self.net: torch.nn.Module = task.model
+        self.engine: Engine = state.engine
+        layout = self.engine.layout
+        self.rows = layout.rows(world)  # this rank among those that see different rows
+        self.counts = layout.place(world.rank)[2] == 0  # one rank of those that see the same rows
         self.place = next(task.model.parameters()).device
         self.statistics = StagedStatistics(task.model)
-        self.trained = [p for p in task.model.parameters() if p.requires_grad]
         self.vector = StepVector(self.place, world.size)
         self.dropping = Dropping(task.model, settings.drop_mode, settings.seed, settings.work)
         self.ahead: dict[int, tuple[int, list[tuple[int, np.ndarray]], float]] = {}
@@ -112,12 +113,8 @@ class Run(L.LightningModule):
             self.trainer.should_stop = True
 
     def share_gradients(self) -> None:
-        """Average gradients over ranks, with DDP around the network: one Lightning batch holds several micro-batches,
-        of which the last alone reduces, so DDP cannot be around this module."""
-        devices = [self.place] if self.place.type == "cuda" else None
-        # No buffer is ever sent: running statistics are equal on all ranks, drop factors must differ.
-        quiet: Any = {"forward_sync_buffers" if "forward_sync_buffers" in DDP_OPTIONS else "broadcast_buffers": False}
-        self.net = DistributedDataParallel(self.task.model, device_ids=devices, gradient_as_bucket_view=True, **quiet)
+        """Called by the strategy when the ranks are connected."""
+        self.engine.share_gradients(self.place)
 
     def rehearse(self) -> None:
         """One forward and backward pass that changes nothing, before the first step.
@@ -130,10 +127,10 @@ class Run(L.LightningModule):
         micro = self.settings.micro
         inputs = self.task.blank(micro, self.settings.shape, self.place)
         self.dropping.rest(micro)
-        with precision.autocast(self.settings.precision, self.place):
-            self.net(inputs).float().sum().backward()
-        for p in self.trained:
-            p.grad = None
+        with self.engine.micro_step(last=True), precision.autocast(self.settings.precision, self.place):
+            outputs = self.engine.net(inputs)
+        outputs.float().sum().backward()
+        self.engine.clear()
         self.statistics.discard()
 
     # ------------------------------------------------------------------------------------------------------- the step
@@ -145,7 +142,7 @@ class Run(L.LightningModule):
         several times as long.
         """
         if step not in self.ahead:
-            rank, world, micro = self.world.rank, self.world.size, self.settings.micro
+            rank, world, micro = self.rows.rank, self.rows.size, self.settings.micro
             steps = range(step, step + AHEAD)
             self.ahead = {s: (*self.plan.local(s, rank, world, micro), self.settings.factor(s)) for s in steps}
         return self.ahead[step]
@@ -157,8 +154,7 @@ class Run(L.LightningModule):
         epoch, parts, factor = self.planned(step)
         if batch.step != step or len(batch.micros) != len(parts):
             raise AssertionError(f"the loader handed over step {batch.step} for step {step}")
-        for p in self.trained:
-            p.grad = None
+        self.engine.clear()
         self.dropping.begin(step, self.plan.segment(step).group)
         rows_here = len(parts) * self.settings.micro
         probe = self.probes.probe if self.probes is not None and self.probes.due(step + 1) else None
@@ -176,14 +172,20 @@ class Run(L.LightningModule):
                 pixels += ledger.pixel_sum(micro.pixels, epoch, positions)
         if batch.replaced:
             self.border.replaced(step + 1, batch.replaced)
+        loss, correct = sum(losses[1:], losses[0]), sum(corrects[1:], corrects[0])
+        told = [batch.wait / self.rows.size, float(len(batch.replaced))]
+        if not self.counts:  # another rank tells of the same rows
+            loss, correct, told, hash_, pixels = torch.zeros_like(loss), torch.zeros_like(correct), [0.0, 0.0], 0, 0
+        gradients = self.engine.gradients()
         vector = self.vector.reduce(
-            sum(losses[1:], losses[0]),
-            sum(corrects[1:], corrects[0]),
-            [batch.wait / self.world.size, len(batch.replaced), *self.border.asks(), signals.encode(signals.flag())],
+            loss,
+            correct,
+            [*told, *self.border.asks(), signals.encode(signals.flag())],
             hash_ & draws.MASK,
             pixels & draws.MASK,
+            self.engine.square(gradients),
         )
-        lr = self.update(step, vector, factor)
+        lr = self.update(step, vector, factor, gradients)
         state.step = step + 1
         self.vector.keep(state.step, epoch, lr, vector, self.dropping.dropped)
 
@@ -198,12 +200,11 @@ class Run(L.LightningModule):
         samples = micro.images.to(self.place, non_blocking=True)
         labels = micro.labels.to(self.place, non_blocking=True)
         self.dropping.write(first, len(samples))
-        reduce_later = not last and isinstance(self.net, DistributedDataParallel)
-        with self.net.no_sync() if reduce_later else nullcontext():  # pyright: ignore
+        with self.engine.micro_step(last):
             with precision.autocast(self.settings.precision, self.place):
                 example = self.task.example(samples, labels, micro.mix, step, first)
                 with probe.attached() if probe is not None else nullcontext():
-                    outputs = self.net(example.inputs)
+                    outputs = self.engine.net(example.inputs)
             rows = self.task.rows(outputs, example.target)
             # The loss is the mean over the global batch. DDP averages over ranks, so a row weighs one over the
             # number of this rank's rows; said as the rows' gradient, the mean need not be computed and differentiated.
@@ -215,16 +216,18 @@ class Run(L.LightningModule):
         return rows.detach().sum(dtype=torch.float64), self.task.correct(outputs.detach(), example.answer)
 
     @torch.no_grad()
-    def update(self, step: int, vector: Tensor, factor: float) -> float:
+    def update(self, step: int, vector: Tensor, factor: float, gradients: list[Tensor]) -> float:
         """Clip, guard and commit the step; returns the learning rate, which is ``factor`` times its base.
 
         The guard: a loss or gradient norm that is not finite leaves weights, optimizer state, EMA and statistics as
         they were, decided on the device; only for optimizers that cannot be masked there does the host wait to know.
         """
         state, statistics = self.state, self.statistics
-        gradients = [p.grad for p in self.trained if p.grad is not None]
-        # As torch.nn.utils.get_total_norm, which first sorts the gradients by device and dtype: here they have one.
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))  # pyright: ignore[reportPrivateImportUsage]
+        if self.engine.shares_norm:
+            norm = vector[2].sqrt().to(gradients[0].dtype)
+        else:
+            # As torch.nn.utils.get_total_norm, which first sorts the gradients by device and dtype: here they have one.
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))  # pyright: ignore[reportPrivateImportUsage]
         scale = None
         if state.scaler is not None:
             scale = 1.0 / state.scaler.scale
@@ -243,7 +246,7 @@ class Run(L.LightningModule):
             group["lr"] = group["initial_lr"] * factor
         guarded_step(state.optimizer, found_inf)
         if statistics.norms:
-            if self.world.size > 1:
+            if self.rows.size > 1:
                 torch.distributed.all_reduce(statistics.sums)
             segment = self.plan.segment(step)
             statistics.commit(segment.batch // segment.group, ok, self.dropping.idle)

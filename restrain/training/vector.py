@@ -64,8 +64,11 @@ class StepVector:
         self.turn = (self.turn + 1) % len(self.buffers)
         return self.buffers[self.turn]
 
-    def reduce(self, loss: Tensor, correct: Tensor, host: list[float], hash: int, pixels: int) -> Tensor:
-        """The vector on the device, summed over ranks. ``host``: the fields from ``wait`` on, this rank's share."""
+    def reduce(
+        self, loss: Tensor, correct: Tensor, host: list[float], hash: int, pixels: int, square: Tensor | None = None
+    ) -> Tensor:
+        """The vector on the device, summed over ranks. ``host``: the fields from ``wait`` on, this rank's share;
+        ``square``: its share of the squared gradient norm, where gradients are cut over ranks."""
         values = [0.0, 0.0, 0.0, *host, *ledger.limbs(hash), *ledger.limbs(pixels)]
         if self.cuda:
             staging = self._buffer()
@@ -75,6 +78,8 @@ class StepVector:
             vector = torch.tensor(values, dtype=torch.float64)
         vector[0] = loss
         vector[1] = correct
+        if square is not None:
+            vector[2] = square
         if self.world > 1:
             dist.all_reduce(vector)
         return vector

@@ -82,11 +82,9 @@ class Attention(nn.Module):
         self.proj = FilledLinear(width, width, bias, spec.fill("out", width, width))
 
     def forward(self, x_BTD: Tensor, sight: Sight = OPEN, cache: KeyValueCache | None = None) -> Tensor:
-        rows, tokens, width = x_BTD.shape
+        rows, tokens, _ = x_BTD.shape
         qkv = self.qkv(x_BTD) if self.qkv is not None else self._two_products(x_BTD)
-        q_BHTK, k_BHSK, v_BHSK = (
-            part.view(rows, tokens, self.heads, -1).transpose(1, 2) for part in qkv.split(width, -1)
-        )
+        q_BHTK, k_BHSK, v_BHSK = (part.view(rows, tokens, self.heads, -1).transpose(1, 2) for part in qkv.chunk(3, -1))
         q_BHTK, k_BHSK = self.q_norm(q_BHTK), self.k_norm(k_BHSK)
         if sight.rotary is not None:
             q_BHTK, k_BHSK = rotate(q_BHTK, sight.rotary), rotate(k_BHSK, sight.rotary)
@@ -99,7 +97,7 @@ class Attention(nn.Module):
             mask = torch.ones(tokens, seen, dtype=torch.bool, device=x_BTD.device).tril(seen - tokens)
         causal = self.causal and mask is None and tokens > 1
         y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, is_causal=causal)
-        return self.proj(y_BHTK.transpose(1, 2).reshape(rows, tokens, width))
+        return self.proj(y_BHTK.transpose(1, 2).reshape(rows, tokens, -1))
 
     def _two_products(self, x_BTD: Tensor) -> Tensor:
         assert self.qk is not None
