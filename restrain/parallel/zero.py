@@ -47,6 +47,7 @@ class Zero(Engine):
     """
 
     shares_norm = True
+    is_cut = True
     rehearses = False  # nothing is ordered anew after a first backward pass
 
     def __init__(
@@ -284,8 +285,6 @@ class Zero(Engine):
                 torch.cuda.current_stream().synchronize()
             found = [flat.grad for flat in zero_shards.flats(self.zero, self.stage)]
             return [grad for grad in found if grad is not None]
-        if self.stage == 3:
-            return [self.zero.grad_partitions_flat_buffer]
         averaged = self.zero.averaged_gradients
         return [grad for number in sorted(averaged) for grad in averaged[number] or ()]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,6 @@ KEYS = (
     "reduce_bucket_size",
     "use_multi_rank_bucket_allreduce",
     "allgather_bucket_size",
-    "sub_group_size",
     "stage3_prefetch_bucket_size",
     "stage3_param_persistence_threshold",
     "stage3_model_persistence_threshold",
@@ -78,8 +78,15 @@ def engine_keys(given: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def check(strategy: str, precision: str, optimizer: str, tensor: int) -> None:
-    """Raises UserError for what ZeRO cannot do, with the reason."""
+def check(parallel: Any, precision: str, optimizer: str) -> None:
+    """Raises UserError for what ZeRO cannot do, with the reason; ``parallel``: the section of a recipe."""
+    strategy, tensor = parallel.strategy, parallel.tensor
+    engine_keys(parallel.deepspeed)
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UserError(
+            f"parallel.strategy={strategy} is DeepSpeed's, which is not installed. Install it (pip install deepspeed), "
+            f"or use parallel.strategy=fsdp."
+        )
     if precision == "fp64":
         raise UserError(
             f"parallel.strategy={strategy} with precision=fp64: DeepSpeed keeps the weights that it updates in fp32. "

@@ -133,13 +133,13 @@ class Attempt:
             size, unit = self.data.train_pipeline.size, "tokens"
         length = Length(total, state.step, -(-total // epoch), epoch, recipe.batch.global_ * size, unit)
         hardware = Hardware.of(self.device, self.world.size, recipe.precision)
-        return Progress(length, self.world.rank, Throughput(hardware, lambda: self.macs(task) // size))
+        return Progress(length, self.world.rank, Throughput(hardware, lambda: self.macs(state.engine.whole()) // size))
 
-    def macs(self, task: Task) -> int:
+    def macs(self, model: torch.nn.Module) -> int:
         """Multiply-adds of a forward pass of one row."""
         side = self.data.train_pipeline.size if self.recipe.data.kind == "images" else None
-        dtype = next(task.model.parameters()).dtype
-        return input_macs(task.model, like_inputs(self.recipe, 1, dtype, side))
+        dtype = next(model.parameters()).dtype
+        return input_macs(model, like_inputs(self.recipe, 1, dtype, side))
 
     # ------------------------------------------------------------------------------------------ parts of the run folder
 

@@ -35,9 +35,9 @@ from restrain.models.norm import set_group
 from restrain.optim import schedules
 from restrain.optim.ema import Ema
 from restrain.optim.optimizers import PER_TENSOR, build_optimizer
-from restrain.parallel import blocks, precision
+from restrain.parallel import blocks, precision, zero_keys
 from restrain.parallel.engine import DataParallel, Engine
-from restrain.parallel.layout import Layout
+from restrain.parallel.layout import ZERO, Layout
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.recipe.durations import Duration
@@ -278,14 +278,14 @@ def build_engine(
 ) -> Engine:
     """The recipe's model, laid over the ranks: recomputation, then compilation, then sharding."""
     layout = layout or Layout()
-    if not layout.is_sharded:
+    zero = layout.strategy in ZERO
+    if not layout.is_sharded and not zero:
         model = build_model_on(recipe, device, recipe.seed, own)
         _passes(recipe, model)
         return (DataParallel if layout.strategy == "ddp" else Engine)(model, layout, rank)
-    from restrain.parallel.sharded import Sharded
-
     section, dtype = recipe.model.model_dump(), precision.dtype_of_weights(recipe.precision)
-    _check_sharded(recipe)
+    if not zero:
+        _check_sharded(recipe)
     foreign = is_foreign(recipe.model.name)
     if foreign:
         model = build_model(section, recipe.seed, image_sides(recipe), own).to(dtype).to(device)
@@ -295,6 +295,23 @@ def build_engine(
     set_group(model, recipe.batch.group)
     _passes(recipe, model)
     parallel = recipe.parallel
+    if zero:
+        from restrain.parallel.zero import Zero
+
+        return Zero(
+            model,
+            layout,
+            rank,
+            device,
+            seed=recipe.seed,
+            autocast=precision.autocast_dtype(recipe.precision),
+            reduce=parallel.reduce,
+            reshard=parallel.reshard,
+            offload=parallel.offload == "cpu",
+            keys=zero_keys.engine_keys(parallel.deepspeed),
+        )
+    from restrain.parallel.sharded import Sharded
+
     engine = Sharded(
         model,
         layout,
@@ -445,11 +462,18 @@ def build_state(
 ) -> RunState:
     """Optimizer, EMA and scaler around a model, at step 0; ``engine``: how it lies over ranks."""
     engine = engine or Engine(task.model)
-    optimizer = build_optimizer(recipe.optimizer, task.model, batch_global=recipe.batch.global_, leaf=engine.optimized)
+    optimizer = build_optimizer(
+        recipe.optimizer,
+        engine.grouped(),
+        batch_global=recipe.batch.global_,
+        leaf=engine.optimized,
+        adopt=engine.adopt,
+    )
     ema = None
     if recipe.ema is not None:
-        cut = dict(engine.leaves()) if engine.layout.is_sharded else None
-        ema = Ema(task.model, recipe.ema.decay, recipe.ema.every.steps(plan.steps_per_epoch, total), cut)
+        cut = dict(engine.leaves()) if engine.is_cut else None
+        every = recipe.ema.every.steps(plan.steps_per_epoch, total)
+        ema = Ema(task.model, recipe.ema.decay, every, cut, engine.refresh)
     scaler = precision.LossScale(device) if recipe.precision == "fp16" else None
     segments = [{"from_step": 0, "epoch": 0, "position": 0, "batch": plan.batch, "group": plan.group}]
     return RunState(task.model, optimizer, ema, scaler, segments=segments, engine=engine)

@@ -10,7 +10,8 @@ import torch
 
 from restrain.data.order import check_micro
 from restrain.errors import UserError
-from restrain.parallel.layout import SHARDED, Layout, layout_of
+from restrain.parallel import zero_keys
+from restrain.parallel.layout import SHARDED, ZERO, Layout, layout_of
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.training.micro import BYTES_A_TOKEN, auto_micro
@@ -65,10 +66,12 @@ def place(recipe: Recipe, world: World, device: torch.device, pixels: int, fits:
     Raises UserError, naming the sizes that work, for a micro-batch or a layout that cannot be.
     """
     layout = layout_of(recipe.parallel, world, fits)
-    if recipe.parallel.offload == "cpu" and (device.type != "cuda" or layout.strategy not in SHARDED):
+    if layout.strategy in ZERO:
+        zero_keys.check(recipe.parallel, recipe.precision, recipe.optimizer.name)
+    if recipe.parallel.offload == "cpu" and (device.type != "cuda" or layout.strategy not in (*SHARDED, *ZERO)):
         raise UserError(
-            f"parallel.offload=cpu keeps shards in the host's memory while a GPU computes: it needs a GPU and "
-            f"parallel.strategy fsdp or hsdp, and this is {layout.strategy} on {device.type}. Set "
+            f"parallel.offload=cpu keeps what a process holds in the host's memory while a GPU computes: it needs a GPU and "
+            f"parallel.strategy fsdp, hsdp or zero1 to zero3, and this is {layout.strategy} on {device.type}. Set "
             f"parallel.offload=none."
         )
     batch, group = recipe.batch.global_, recipe.batch.group

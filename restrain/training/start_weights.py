@@ -263,7 +263,7 @@ def load_into(recipe: Recipe, model: nn.Module | Engine, source: Source | None =
     """Load what ``model.init`` names into ``model``; returns what to announce."""
     source, engine = source or find(recipe), model if isinstance(model, Engine) else Engine(model)
     fitted = _fit(recipe, engine.whole(), source)
-    if engine.layout.is_sharded:
+    if engine.is_cut:
         for name, leaf in engine.leaves():
             if name in fitted.tensors:
                 engine.held(name, leaf).cut(fitted.tensors.pop(name), leaf.detach())

@@ -21,7 +21,6 @@ from restrain.data.loader import MicroBatch, StepBatch
 from restrain.data.order import Plan
 from restrain.insight.probe import Probe, Sampler
 from restrain.models.norm import StagedStatistics
-from restrain.optim.stepping import guarded_step
 from restrain.parallel import precision
 from restrain.parallel.engine import Engine
 from restrain.parallel.world import World
@@ -122,7 +121,7 @@ class Run(L.LightningModule):
         DDP orders its buckets anew after its first backward pass, so without this the first step after a resume would
         add gradients in another order than the same step of an unbroken run.
         """
-        if self.world.size == 1:
+        if self.world.size == 1 or not self.engine.rehearses:
             return
         micro = self.settings.micro
         inputs = self.task.blank(micro, self.settings.shape, self.place)
@@ -211,7 +210,7 @@ class Run(L.LightningModule):
             weight = torch.full_like(rows, 1.0 / rows_here)
             if self.state.scaler is not None:
                 weight = weight * self.state.scaler.scale
-            rows.backward(weight)
+            self.engine.backward(rows, weight)
         self.statistics.accumulate()
         return rows.detach().sum(dtype=torch.float64), self.task.correct(outputs.detach(), example.answer)
 
@@ -244,7 +243,7 @@ class Run(L.LightningModule):
 
         for group in state.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        guarded_step(state.optimizer, found_inf)
+        self.engine.commit(state.optimizer, found_inf)
         if statistics.norms:
             if self.rows.size > 1:
                 torch.distributed.all_reduce(statistics.sums)

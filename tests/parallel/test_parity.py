@@ -1,6 +1,5 @@
 """Every layout trains the run of one process: losses, gradient norms, weights, statistics, momentum and EMA."""
 
-from pathlib import Path
 
 import pytest
 
