@@ -28,10 +28,8 @@ class ResidualBlock(nn.Module):
     remat: bool = False
     skipped: bool = False
     idle_norms: list[GroupedBatchNorm] | None = None  # of its norms those that a skipped forward does not reach
-    sharded: bool = (
-        False  # its parameters are there inside of torch's own call alone (ZeRO-3), which owns the zeros too
-    )
-    bare: bool = False  # of a sharded block: nothing of what a skipped forward calls has parameters
+    sharded: bool = False  # parameters are there inside of torch's own call alone, which makes the zeros too (ZeRO-3)
+    bare: bool = False  # nothing of what a skipped forward calls has parameters; known once it was skipped
 
     # Decided before torch's own call, where per-block compilation and the hooks of sharding begin: a skipped block
     # costs neither a compiled variant nor a gather.

@@ -303,8 +303,8 @@ def load(device: torch.device) -> Any:
         import deepspeed
     except ImportError as error:
         raise UserError(
-            f"parallel.strategy=zero1, zero2 and zero3 are DeepSpeed's, which cannot be imported: {_first_line(error)}. "
-            f"Install it (pip install deepspeed), or use parallel.strategy=fsdp."
+            f"parallel.strategy=zero1, zero2 and zero3 are DeepSpeed's, which cannot be imported: "
+            f"{_first_line(error)}. Install it (pip install deepspeed), or use parallel.strategy=fsdp."
         ) from error
     deepspeed.utils.logger.setLevel(logging.ERROR)
     # Of no use here, and its compilation takes a minute: an all-reduce through shared memory for inference.

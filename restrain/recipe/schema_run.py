@@ -34,8 +34,8 @@ class Parallel(Section):
     shard: Positive | None = Field(default=None, description="Processes of a group of hsdp; null: those of a node.")
     reshard: bool = Field(
         default=True,
-        description="Let a block of fsdp, hsdp and zero3 go after its forward pass and gather it again for its backward pass; "
-        "false keeps it, which takes memory and saves a gather.",
+        description="Let a block of fsdp, hsdp and zero3 go after its forward pass and gather it again for its "
+        "backward pass; false keeps it, which takes memory and saves a gather.",
     )
     reduce: Literal["fp32", "bf16"] | None = Field(
         default=None, description="Number format in which all but ddp add gradients; null: that of the weights."

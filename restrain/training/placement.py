@@ -70,9 +70,9 @@ def place(recipe: Recipe, world: World, device: torch.device, pixels: int, fits:
         zero_keys.check(recipe.parallel, recipe.precision, recipe.optimizer.name)
     if recipe.parallel.offload == "cpu" and (device.type != "cuda" or layout.strategy not in (*SHARDED, *ZERO)):
         raise UserError(
-            f"parallel.offload=cpu keeps what a process holds in the host's memory while a GPU computes: it needs a GPU and "
-            f"parallel.strategy fsdp, hsdp or zero1 to zero3, and this is {layout.strategy} on {device.type}. Set "
-            f"parallel.offload=none."
+            f"parallel.offload=cpu keeps what a process holds in the host's memory while a GPU computes: it needs a "
+            f"GPU and parallel.strategy fsdp, hsdp or zero1 to zero3, and this is {layout.strategy} on {device.type}. "
+            f"Set parallel.offload=none."
         )
     batch, group = recipe.batch.global_, recipe.batch.group
     if recipe.batch.micro == "auto":
