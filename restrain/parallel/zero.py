@@ -9,10 +9,9 @@ pickles.
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -23,7 +22,6 @@ from torch.optim import Optimizer
 from restrain.errors import UserError
 from restrain.models import residual_blocks
 from restrain.models.init import fill_box, fills, init_tensor, materialise
-from restrain.models.residual import Join
 from restrain.optim.stepping import create_state, guarded_step
 from restrain.parallel import zero_shards
 from restrain.parallel.engine import Engine, without_weights
@@ -41,6 +39,7 @@ class Zero(Engine):
     seed: of the initial weights of a model on the meta device.
     autocast: dtype of the forward pass where it is not that of the weights.
     reduce: ``fp32`` or ``bf16``: how gradients are added up; None: as they are.
+    skips: whole blocks are left out of some steps (drop-path mode ``batch``).
     reshard: stage 3 lets a block go after its forward pass and gathers it again for its backward pass.
     offload: keep the optimizer's state, and update, in the host's memory.
     keys: further ones of DeepSpeed's ``zero_optimization``.
@@ -60,6 +59,7 @@ class Zero(Engine):
         seed: int = 0,
         autocast: torch.dtype | None = None,
         reduce: str | None = None,
+        skips: bool = False,
         reshard: bool = True,
         offload: bool = False,
         keys: Mapping[str, Any] | None = None,
@@ -69,16 +69,20 @@ class Zero(Engine):
         self.autocast, self.device = autocast, device
         self.blocks = [block for _, block in residual_blocks(model)] if self.stage == 3 else []
         self.deepspeed = load(device)
+        self.skips = skips
         self.config = self._config(reduce, reshard, dict(keys or {}))
+        self._names = {parameter: name for name, parameter in self._whole.named_parameters()}
         self._held: dict[str, Held] = {}
         self._leaves: dict[str, nn.Parameter] = {}
-        self._several: AbstractContextManager[Any] | None = None  # open during the micro-steps of a step of several
+        self._several = ExitStack()  # holds the reduction back during the micro-steps of a step of several
         self._begun = False
         self._found_inf: Tensor | None = None
         if self.stage == 3:
             self._cut(seed)
-        elif any(p.is_meta for p in model.parameters()):
+            return
+        if any(p.is_meta for p in model.parameters()):
             materialise(model, device, seed)
+        self._leaves = dict(model.named_parameters())  # whole, until there is an optimizer to be cut
 
     def _config(self, reduce: str | None, reshard: bool, keys: dict[str, Any]) -> dict[str, Any]:
         size = sum(p.numel() for p in self.model.parameters())
@@ -95,8 +99,7 @@ class Zero(Engine):
         if self.stage == 3:
             block = max((sum(p.numel() for p in b.parameters()) for b in self.blocks), default=size)
             # What is fetched ahead follows the order of an earlier pass, so it would gather blocks that are skipped.
-            skips = any(m.drops for m in self.model.modules() if isinstance(m, Join))
-            zero["stage3_prefetch_bucket_size"] = 0 if skips else block
+            zero["stage3_prefetch_bucket_size"] = 0 if self.skips else block
             zero["stage3_param_persistence_threshold"] = 0
             zero["stage3_max_live_parameters"] = 3 * block if reshard else NEVER
             zero["stage3_max_reuse_distance"] = 0 if reshard else NEVER
@@ -112,9 +115,11 @@ class Zero(Engine):
         }
 
     def _cut(self, seed: int) -> None:
+        from deepspeed.utils.z3_leaf_module import set_z3_leaf_module
+
         model, world = self.model, self.layout.world
         for block in self.blocks:
-            block._z3_leaf = True  # pyright: ignore[reportAttributeAccessIssue]  # gathered and let go as one
+            set_z3_leaf_module(block, True)  # gathered and let go as one
             block.sharded = True
         rules = fills(model) if any(p.is_meta for p in model.parameters()) else {}
 
@@ -123,11 +128,9 @@ class Zero(Engine):
                 return init_tensor(name, rules[name], seed, start, stop, device=self.device)
             return parameter.detach().reshape(-1)[start:stop]
 
-        self._shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         parts = zero_shards.cut_parameters(model, self.rank, world, self.device, self.config, fill)
         for name, part in parts.items():
-            start, stop = zero_shards.share(math.prod(self._shapes[name]), self.rank, world)
-            self._take(name, part, start, stop, dict(model.named_parameters())[name].requires_grad)
+            self._take(name, part, *zero_shards.share(self._whole.get_parameter(name).numel(), self.rank, world))
         for name, buffer in list(model.named_buffers()):
             if buffer.is_meta:
                 owner, _, key = name.rpartition(".")
@@ -136,18 +139,16 @@ class Zero(Engine):
                 model.get_submodule(owner)._buffers[key] = made
         model.to(self.device)
 
-    def _take(self, name: str, part: Tensor, start: int, stop: int, trained: bool = True) -> None:
+    def _take(self, name: str, part: Tensor, start: int, stop: int) -> None:
         if start < stop:
-            shape = tuple(self._whole.get_parameter(name).shape)
-            self._leaves[name] = nn.Parameter(part.detach(), trained)
-            self._held[name] = stretch(shape, start, stop)
+            described = self._whole.get_parameter(name)
+            self._leaves[name] = nn.Parameter(part.detach(), described.requires_grad)
+            self._held[name] = stretch(tuple(described.shape), start, stop)
 
     # ------------------------------------------------------------------------------------------------- who holds what
 
     def leaves(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Those of which this rank holds elements, flat."""
-        if not self._leaves:  # stages 1 and 2 before they have their optimizer
-            return self.model.named_parameters()
         return iter(self._leaves.items())
 
     def whole(self) -> nn.Module:
@@ -158,8 +159,7 @@ class Zero(Engine):
 
     def optimized(self, parameter: nn.Parameter) -> nn.Parameter:
         """The model's own for one of :meth:`whole`; DeepSpeed takes its place in :meth:`adopt`."""
-        name = next(name for name, other in self._whole.named_parameters() if other is parameter)
-        return self.model.get_parameter(name)
+        return self.model.get_parameter(self._names[parameter])
 
     def held(self, name: str, local: Tensor) -> Held:
         held = self._held.get(name)
@@ -199,11 +199,8 @@ class Zero(Engine):
             create_state(optimizer)
         self._plain, self.optimizer = optimizer.step, optimizer
         optimizer.step = self._step  # pyright: ignore[reportAttributeAccessIssue]
-        names = self.engine.param_names
-        self._runs = zero_shards.runs(self.zero, self.stage, names, self.rank)
-        trained = {name for name, p in self._whole.named_parameters() if p.requires_grad}
-        kept = {name: leaf for name, leaf in self.leaves() if name not in trained}
-        self._leaves = {name: leaf for name, leaf in kept.items() if self._held.get(name) is not None or leaf.ndim}
+        self._runs = zero_shards.runs(self.zero, self.stage, self.engine.param_names, self.rank)
+        self._leaves = {name: leaf for name, leaf in self._leaves.items() if not leaf.requires_grad}  # frozen ones stay
         for run in self._runs:
             self._take(run.name, run.of(vectors[run.flat]), run.start, run.stop)
 
@@ -268,12 +265,10 @@ class Zero(Engine):
             if any(block.skipped for block in self.blocks):
                 self.zero.grad_partitions_flat_buffer.zero_()  # of skipped blocks nothing is written into it
             if not last:
-                self._several = self.engine.coalesce_grad_reduction()
-                self._several.__enter__()
+                self._several.enter_context(self.engine.coalesce_grad_reduction())
         yield
-        if last and self._several is not None:
-            several, self._several = self._several, None
-            several.__exit__(None, None, None)
+        if last:
+            self._several.close()
 
     def backward(self, rows: Tensor, weight: Tensor) -> None:
         # Of a scalar: only then the engine itself ends the backward pass, whichever blocks took part.

@@ -306,6 +306,7 @@ def build_engine(
             seed=recipe.seed,
             autocast=precision.autocast_dtype(recipe.precision),
             reduce=parallel.reduce,
+            skips=recipe.model.drop_path.mode == "batch" and recipe.model.drop_path.rate > 0,
             reshard=parallel.reshard,
             offload=parallel.offload == "cpu",
             keys=zero_keys.engine_keys(parallel.deepspeed),
