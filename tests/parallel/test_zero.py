@@ -16,8 +16,10 @@ needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed, which is not installed"
 )
 STAGES = ["zero1", "zero2", "zero3"]
-# The micro-batch is the same everywhere: in fp32 a network with ReLUs magnifies the last bit of another order.
+# In fp32 a ReLU or a small sum may come out on the other side of zero when numbers are added in another order, and from
+# then on it is another run, under DDP as well (seed 0 with three micro-batches). Nothing of that is met here.
 COMMON = [
+    "seed=3",
     "precision=fp32",
     "length=20st",
     "evaluate.every=20st",
@@ -91,7 +93,7 @@ def test_trains_the_run_of_one_process(
     reference = alone["\n".join(words)]
     found = differences(run(tmp_path / "run", *words, f"parallel.strategy={stage}", world=2), reference)
     assert {"param", "momentum_buffer", "ema", "train/loss", "train/grad_norm"} <= found.keys()
-    assert max(found.values()) <= 2e-6, found
+    assert max(found.values()) <= 1e-6, found
 
 
 @needs_deepspeed
@@ -113,7 +115,7 @@ def test_skipped_blocks_are_not_gathered(tmp_path: Path, alone: dict[str, Path])
     words, log = ["length=6st", "evaluate.every=6st", "checkpoint.every=6st", SKIPS], tmp_path / "gathers"
     faults = {0: [("gathers", {"path": str(log)})]}
     made = run(tmp_path / "run", *words, "batch.micro=24", "parallel.strategy=zero3", world=2, faults=faults)
-    assert max(differences(made, alone["\n".join([*words, "batch.micro=24"])], 6).values()) <= 2e-6
+    assert max(differences(made, alone["\n".join([*words, "batch.micro=24"])], 6).values()) <= 1e-6
     steps = [json.loads(line) for line in log.read_text().splitlines()]
     assert any(step["skipped"] for step in steps)
     blocks = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in (0, 1, 2)]
