@@ -329,6 +329,72 @@ def no_pickles() -> None:
     torch.load = refuse
 
 
+# ------------------------------------------------------------------------------------------------------------ observers
+
+
+def _counting(call: Callable[..., Any], kind: str, counts: dict[str, int]) -> Callable[..., Any]:
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        counts[kind] = counts.get(kind, 0) + 1
+        return call(*args, **kwargs)
+
+    return counted
+
+
+def count_collectives(path: str) -> None:
+    """Write how many collectives of each kind every step of this rank issued, a JSON line a step."""
+    import json
+
+    import torch.distributed as dist
+
+    from restrain.training.step import Run
+
+    counts: dict[str, int] = {}
+    kinds = {  # torch 2.15 names the two that FSDP2 uses anew
+        "reduce": ("all_reduce",),
+        "gather": ("all_gather_single", "all_gather_into_tensor"),
+        "scatter": ("reduce_scatter_single", "reduce_scatter_tensor"),
+    }
+    for kind, names in kinds.items():
+        name = next(name for name in names if hasattr(dist, name))
+
+        setattr(dist, name, _counting(getattr(dist, name), kind, counts))
+    original = Run.step
+
+    def step(self: Any, batch: Any) -> None:
+        counts.clear()
+        original(self, batch)
+        skipped = [block.skipped for block in self.dropping.paths.blocks.values()] if self.dropping.paths else []
+        with open(path, "a") as file:
+            file.write(json.dumps({"skipped": sum(skipped), **counts}) + "\n")
+
+    Run.step = step
+
+
+def forbid_synchronisation() -> None:
+    """Let a step raise where the host asks for the value of a tensor, or for a size that depends on one."""
+    import traceback
+
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from restrain.training.step import Run
+
+    class Refusing(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+                stack = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_stack()[-12:-1]]
+                raise AssertionError(f"the host waits for the device: {func}, from {', '.join(stack)}")
+            return func(*args, **(kwargs or {}))
+
+    original = Run.step
+
+    def step(self: Any, batch: Any) -> None:
+        with Refusing():
+            original(self, batch)
+
+    Run.step = step
+
+
 def gathers(path: str) -> None:
     """Write a line a step of the parameters that ZeRO-3 gathered in it, one list for each gather, and of the blocks
     that were skipped."""
@@ -340,8 +406,8 @@ def gathers(path: str) -> None:
     names: list[list[str]] = []
     adopt, step = Zero.adopt, Run.step
 
-    def counted(self: Zero, optimizer: Any) -> None:
-        adopt(self, optimizer)
+    def counted(self: Zero, *args: Any) -> None:
+        adopt(self, *args)
         for parameter in self.model.parameters():
             gather = parameter.all_gather_coalesced  # pyright: ignore[reportAttributeAccessIssue]
 

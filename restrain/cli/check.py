@@ -52,6 +52,7 @@ def check(
     if data and wanted.data.name in WITHOUT_ROOT:
         scale = Scale(wanted, scale.samples, f"the {wanted.data.name} set")
     memory = memory_of(wanted, model, None, micro, number_format)
+    layout = inspection.layout_lines(wanted, model, memory)
     show_facts(
         " ".join([resolved.name, *(overrides or [])]),
         [
@@ -63,6 +64,7 @@ def check(
             ("batch", inspection.batch_lines(wanted, micro, device)),
             ("learning rate", inspection.schedule_lines(scale)),
             ("memory", inspection.memory_lines(memory, number_format)),
+            *([("layout", layout)] if layout else []),
         ],
     )
     if problem is not None:
@@ -96,8 +98,8 @@ def _unknown(recipe: Any) -> str:
 
 
 def _run(recipe: Any, data: Data | None, memory: Memory) -> list[str]:
+    from restrain.insight.units import size
     from restrain.training.dry_run import dry_run, held_and_needed
-    from restrain.training.inspection import size
 
     held, needed = held_and_needed(recipe, memory)
     if needed > held:

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from restrain import __version__
 from restrain.cli.bench import app as bench
 from restrain.cli.check import check
+from restrain.cli.checkpoint import app as checkpoint
 from restrain.cli.compare import compare
 from restrain.cli.completion import completion
 from restrain.cli.data import app as data
@@ -107,6 +108,7 @@ app.command()(schema)
 app.command()(completion)
 app.add_typer(data, name="data")
 app.add_typer(bench, name="bench")
+app.add_typer(checkpoint, name="checkpoint")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

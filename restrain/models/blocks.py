@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from restrain.errors import UserError
 from restrain.models.norm import GroupedBatchNorm
-from restrain.models.residual import DropPath
+from restrain.models.residual import DropPath, ScaledAddJoin
 
 
 class ResidualBlock(nn.Module):
@@ -27,33 +27,30 @@ class ResidualBlock(nn.Module):
 
     remat: bool = False
     skipped: bool = False
+    gathered_to_skip: bool = False  # set where parameters are cut over ranks
+    zeros: bool = True  # whether skipping makes gradients of zero; ZeRO-3 has them where it keeps its own
     idle_norms: list[GroupedBatchNorm] | None = None  # of its norms those that a skipped forward does not reach
-    sharded: bool = False  # parameters are there inside of torch's own call alone, which makes the zeros too (ZeRO-3)
-    bare: bool = False  # nothing of what a skipped forward calls has parameters; known once it was skipped
 
     # Decided before torch's own call, where per-block compilation and the hooks of sharding begin: a skipped block
-    # costs neither a compiled variant nor a gather.
+    # costs neither a compiled variant nor a gather. Where its parameters are cut over ranks and its skip path computes
+    # with some, it is gathered all the same.
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        if self.skipped and self.training and (self.bare or not self.sharded):
+        if self.skipped and self.training and not self.gathered_to_skip:
             return self._pass_by(*inputs, **options)
         return super().__call__(*inputs, **options)
 
     def _pass_by(self, *inputs: Any, **options: Any) -> Any:
-        """:meth:`skip_forward`, with zero gradients; the first time it finds out what that does not reach."""
-        if self.idle_norms is None:
-            reached: set[nn.Module] = set()
-            inside = list(self.modules())[1:]
-            watches = [module.register_forward_pre_hook(lambda module, _: reached.add(module)) for module in inside]
-            try:
-                y = self.skip_forward(*inputs, **options)
-            finally:
-                for watch in watches:
-                    watch.remove()
-            self.idle_norms = [m for m in inside if isinstance(m, GroupedBatchNorm) and m not in reached]
-            self.bare = not any(True for module in reached for _ in module.parameters(recurse=False))
-        else:
+        norms = [] if self.idle_norms is not None else [m for m in self.modules() if isinstance(m, GroupedBatchNorm)]
+        reached: set[nn.Module] = set()
+        watches = [norm.register_forward_pre_hook(lambda norm, _: reached.add(norm)) for norm in norms]
+        try:
             y = self.skip_forward(*inputs, **options)
-        if self.sharded:
+        finally:
+            for watch in watches:
+                watch.remove()
+        if self.idle_norms is None:
+            self.idle_norms = [norm for norm in norms if norm not in reached]
+        if not self.zeros:
             return y
         return _WithZeroGradients.apply(y, *(p for p in self.parameters() if p.requires_grad))
 
@@ -71,6 +68,13 @@ class ResidualBlock(nn.Module):
     def skip_forward(self, *inputs: Any, **options: Any) -> Any:
         """What the block computes without its branches: the stream as it is, where it keeps its shape."""
         return inputs[0]
+
+    def skip_has_parameters(self) -> bool:
+        """Whether ``skip_forward`` computes with parameters: those of a projection, or of a join's shortcut."""
+        shortcuts = [join for _, join in joins(self) if not isinstance(join, ScaledAddJoin)]
+        if isinstance(projection := getattr(self, "downsample", None), nn.Module):
+            shortcuts.append(projection)  # pyright: ignore[reportArgumentType]
+        return any(True for module in shortcuts for _ in module.parameters())
 
 
 class _WithZeroGradients(torch.autograd.Function):

@@ -176,7 +176,8 @@ class StagedStatistics:
                 running, moved = ([pair[2 * at + i] for at in places for i in (0, 1)] for pair in (running, moved))
             if counters:
                 torch._foreach_copy_(running, moved)  # pyright: ignore[reportPrivateImportUsage]
-                one = 1 if ok is None else ok.long()
+                # A list of tensors: one tensor for all would be read by the host, on a CPU at least.
+                one = 1 if ok is None else [ok.long()] * len(counters)
                 torch._foreach_add_(counters, one)  # pyright: ignore[reportPrivateImportUsage]
         self.discard()
 

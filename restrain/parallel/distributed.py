@@ -26,7 +26,7 @@ def connect(world: World, device: torch.device, alone: bool = False) -> None:
         return
     if world.size == 1:
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
         return
     rendezvous(world, os.environ)  # pyright: ignore[reportArgumentType]
     world.export(os.environ)  # pyright: ignore[reportArgumentType]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from restrain.optim.stepping import create_state, guarded_step
 from restrain.parallel.held import Held, local, whole
 from restrain.parallel.layout import Layout
 
@@ -54,9 +53,9 @@ class Engine:
         """What the optimizer is given for a parameter of :meth:`grouped`."""
         return parameter
 
-    def adopt(self, optimizer: Optimizer) -> None:
-        """Make the state of an optimizer that was just built."""
-        create_state(optimizer)
+    def adopt(self, optimizer: Optimizer, create: Callable[[Optimizer], None]) -> None:
+        """Make the state of an optimizer that was just built, by ``create``."""
+        create(optimizer)
 
     def held(self, name: str, local: Tensor) -> Held:
         """Where a leaf of that name, or a tensor of its shape that belongs to it, lies in the whole."""
@@ -101,9 +100,9 @@ class Engine:
         """This rank's share of the squared norm of all gradients, to be added over ranks; None: each has all."""
         return None
 
-    def commit(self, optimizer: Optimizer, found_inf: Tensor) -> None:
-        """Step the optimizer, or change nothing where ``found_inf`` is not zero."""
-        guarded_step(optimizer, found_inf)
+    def commit(self, optimizer: Optimizer, found_inf: Tensor, guarded: Callable[..., None]) -> None:
+        """Step the optimizer, or change nothing where ``found_inf`` is not zero: ``guarded(optimizer, found_inf)``."""
+        guarded(optimizer, found_inf)
 
 
 class DataParallel(Engine):

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from restrain.run.slices import Slice
-
 
 @dataclass(frozen=True)
 class Piece:
@@ -30,9 +28,14 @@ class Held:
     copies: int = 1
     saves: bool = True
 
-    def slices(self, local: Tensor) -> list[Slice]:
-        """What this rank gives to a checkpoint."""
-        return [Slice(local[piece.at], self.shape, piece.offset) for piece in self.pieces] if self.saves else []
+    @property
+    def elements(self) -> int:
+        """How many the rank holds."""
+        return sum(math.prod(s.stop - s.start for s in piece.at) for piece in self.pieces)
+
+    def saved(self, local: Tensor) -> list[tuple[Tensor, tuple[int, ...]]]:
+        """What this rank gives to a checkpoint: views of its tensor, with their offsets in the whole."""
+        return [(local[piece.at], piece.offset) for piece in self.pieces] if self.saves else []
 
     @torch.no_grad()
     def fill(self, local: Tensor, box: Callable[[Tensor, tuple[int, ...]], None]) -> None:
@@ -98,8 +101,3 @@ def cut_along(
             pieces.append(Piece(tuple(index), tuple(offset)))
         at += length
     return Held(shape, tuple(pieces), copies, saves)
-
-
-def elements(held: Held) -> int:
-    """Elements that the rank holds."""
-    return sum(math.prod(s.stop - s.start for s in piece.at) for piece in held.pieces)

@@ -41,6 +41,14 @@ class Layout:
         """Whether parameters are cut over ranks by torch: FSDP2, its hybrid form, or tensor parallelism."""
         return self.strategy in SHARDED or self.tensor > 1
 
+    @property
+    def told(self) -> str:
+        """For a person, behind the number of devices: nothing of a single process."""
+        if self.world == 1:
+            return ""
+        tensor = f" x tensor {self.tensor}" if self.tensor > 1 else ""
+        return f" ({self.strategy}{f' of {self.shard}' if self.strategy == 'hsdp' else ''}{tensor})"
+
     def place(self, rank: int) -> tuple[int, int, int]:
         """(replica, shard, tensor): a rank's coordinates."""
         of_data, tensor = divmod(rank, self.tensor)
@@ -95,8 +103,8 @@ def layout_of(parallel: Any, world: World, fits: bool = True) -> Layout:
             works = [n for n in _divisors(data) if 1 < n < data]
             told = f"{listed(works)} work" if works else "none works: take fsdp"
             raise UserError(
-                f"parallel.strategy=hsdp with groups of {shard} (parallel.shard; by default the processes of a node) on "
-                f"{data} data-parallel process(es): there must be several groups of several processes. Of the sizes "
+                f"parallel.strategy=hsdp with groups of {shard} (parallel.shard; by default the processes of a node) "
+                f"on {data} data-parallel process(es): there must be several groups of several processes. Of the sizes "
                 f"{told}."
             )
     return Layout(strategy, size, tensor, shard)

@@ -21,8 +21,9 @@ from restrain.models import residual_blocks
 from restrain.models.init import fill_box, fills
 from restrain.parallel import tensor as tensors
 from restrain.parallel.engine import Engine, without_weights
-from restrain.parallel.held import Held, cut_along, local, whole
-from restrain.parallel.layout import Layout
+from restrain.parallel.held import Held, local, whole
+from restrain.parallel.layout import SHARDED, Layout
+from restrain.parallel.partition import cut_model
 
 
 class Sharded(Engine):
@@ -52,20 +53,12 @@ class Sharded(Engine):
         super().__init__(model, layout, rank)
         self._whole = without_weights(model)
         self.per_tensor = per_tensor
-        self.cuts: dict[str, tensors.Cut] = {}
-        self.partial: dict[str, nn.Parameter] = {}
-        self.shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         self.groups = make_groups(layout, rank, device)
-        if layout.tensor > 1:
-            tensors.check(model, layout.tensor)
-            self.cuts = tensors.apply(model, rank % layout.tensor, layout.tensor, self.groups.tensor)
-        self.local = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        self.loose: set[str] = set()  # whole on each rank of a shard group: a number has no dimension to be cut along
-        if layout.strategy in ("fsdp", "hsdp"):
-            self.loose = {name for name, p in model.named_parameters() if p.ndim == 0}
+        self.partition = cut_model(model, layout, rank, self.groups.tensor)
+        self.loose = {name for name, _ in model.named_parameters() if self.partition.is_loose(name)}
+        self.partial = {name for name, _ in tensors.partial(model)} if layout.tensor > 1 else set()
+        if layout.strategy in SHARDED:
             self._shard(reduce, reshard, offload)
-        else:
-            self.loose = set(self.local)
         self._take_leaves()
 
     def _shard(self, reduce: torch.dtype | None, reshard: bool, offload: bool) -> None:
@@ -79,6 +72,7 @@ class Sharded(Engine):
             options["offload_policy"] = CPUOffloadPolicy()
         for _, block in residual_blocks(self.model):
             fully_shard(block, reshard_after_forward=reshard, **options)
+            block.gathered_to_skip = block.skip_has_parameters()
         fully_shard(self.model, reshard_after_forward=reshard, **options)
 
     # ------------------------------------------------------------------------------------------------- who holds what
@@ -114,21 +108,9 @@ class Sharded(Engine):
                 module.reshard()
 
     def held(self, name: str, local: Tensor) -> Held:
-        """Tensors of another shape than the parameter's, such as an optimizer's counters, are whole on each rank."""
-        assert self.layout is not None
-        replica, shard, tensor = self.layout.place(self.rank)
-        if name not in self.local or (local.ndim == 0 and self.local[name]):
+        if name not in self.partition.shapes:  # a buffer
             return whole(local.shape, self.layout.world, self.rank == 0)
-        cut, here = self.cuts.get(name), self.local[name]
-        rows = None if name in self.loose else _chunk(here[0], shard, self.layout.shard)
-        if cut is None and name not in self.cuts:
-            copies = self.layout.replicas * self.layout.tensor * (self.layout.shard if rows is None else 1)
-            saves = replica == 0 and tensor == 0 and (rows is not None or shard == 0)
-            return cut_along(self.shapes[name], None, (), rows, copies, saves)
-        assert cut is not None
-        copies = self.layout.replicas * (self.layout.shard if rows is None else 1)
-        saves = replica == 0 and (rows is not None or shard == 0)
-        return cut_along(cut.shape, cut.dim, cut.segments, rows, copies, saves)
+        return self.partition.held(name, local.ndim, self.rank)
 
     @torch.no_grad()
     def materialise(self, device: torch.device, seed: int) -> None:
@@ -141,7 +123,7 @@ class Sharded(Engine):
         for name, parameter in self.leaves():
             self.held(name, parameter).fill(
                 parameter.detach(),
-                lambda view, offset, n=name: fill_box(view, n, rules[n], seed, offset, self.shapes[n]),
+                lambda view, offset, n=name: fill_box(view, n, rules[n], seed, offset, self.partition.shapes[n]),
             )
         for name, buffer in self.model.named_buffers():
             fill_box(buffer, name, rules[name], seed, (0,) * buffer.ndim, tuple(buffer.shape))
@@ -160,9 +142,7 @@ class Sharded(Engine):
 
     @torch.no_grad()
     def gradients(self) -> list[Tensor]:
-        assert self.layout is not None
         found, summed, averaged = [], [], []
-        partial = {id(p) for _, p in tensors.partial(self.model)} if self.layout.tensor > 1 else set()
         for name, parameter in self._parameters.items():
             if not parameter.requires_grad:
                 continue
@@ -176,7 +156,7 @@ class Sharded(Engine):
                 leaf.grad = grad
             elif parameter.grad is None:
                 parameter.grad = grad
-            if id(parameter) in partial:
+            if name in self.partial:
                 summed.append(grad)
             if name in self.loose and self.layout.data > 1:
                 averaged.append(grad)
@@ -214,12 +194,6 @@ def make_groups(layout: Layout, rank: int, device: torch.device) -> Groups:
         if rank in ranks:
             data = made
     return Groups(mesh, tensor, data)
-
-
-def _chunk(rows: int, part: int, parts: int) -> tuple[int, int]:
-    """The range of rows that torch gives to one of so many ranks (``torch.chunk``)."""
-    size = -(-rows // parts)
-    return min(part * size, rows), min((part + 1) * size, rows)
 
 
 def _reduce(gradients: list[Tensor], group: Any, divide: int) -> None:

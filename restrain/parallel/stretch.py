@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from restrain.parallel.held import Held
-from restrain.run.slices import Box, Slice
+
+Box = tuple[tuple[int, ...], tuple[int, ...]]  # offset and shape
 
 
 def boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[Box]:
@@ -56,8 +57,12 @@ class Stretch(Held):
             yield local[at : at + size].view(shape), offset
             at += size
 
-    def slices(self, local: Tensor) -> list[Slice]:
-        return [Slice(view, self.shape, offset) for view, offset in self.parts(local)] if self.saves else []
+    @property
+    def elements(self) -> int:
+        return self.stop - self.start
+
+    def saved(self, local: Tensor) -> list[tuple[Tensor, tuple[int, ...]]]:
+        return list(self.parts(local)) if self.saves else []
 
     @torch.no_grad()
     def fill(self, local: Tensor, box: Callable[[Tensor, tuple[int, ...]], None]) -> None:

@@ -22,7 +22,6 @@ from torch.optim import Optimizer
 from restrain.errors import UserError
 from restrain.models import residual_blocks
 from restrain.models.init import fill_box, fills, init_tensor, materialise
-from restrain.optim.stepping import create_state, guarded_step
 from restrain.parallel import zero_shards
 from restrain.parallel.engine import Engine, without_weights
 from restrain.parallel.held import Held, whole
@@ -76,7 +75,6 @@ class Zero(Engine):
         self._leaves: dict[str, nn.Parameter] = {}
         self._several = ExitStack()  # holds the reduction back during the micro-steps of a step of several
         self._begun = False
-        self._found_inf: Tensor | None = None
         if self.stage == 3:
             self._cut(seed)
             return
@@ -120,7 +118,7 @@ class Zero(Engine):
         model, world = self.model, self.layout.world
         for block in self.blocks:
             set_z3_leaf_module(block, True)  # gathered and let go as one
-            block.sharded = True
+            block.zeros, block.gathered_to_skip = False, block.skip_has_parameters()
         rules = fills(model) if any(p.is_meta for p in model.parameters()) else {}
 
         def fill(name: str, parameter: nn.Parameter, start: int, stop: int) -> Tensor:
@@ -179,7 +177,7 @@ class Zero(Engine):
 
     # --------------------------------------------------------------------------------------------------- the optimizer
 
-    def adopt(self, optimizer: Optimizer) -> None:
+    def adopt(self, optimizer: Optimizer, create: Callable[[Optimizer], None]) -> None:
         """Hand model and optimizer over to DeepSpeed's engine, which replaces what the optimizer updates by this rank's
         share, and make the optimizer's state for that."""
         try:
@@ -196,7 +194,7 @@ class Zero(Engine):
             self.zero._get_norm_groups = lambda: [one]
         vectors = zero_shards.flats(self.zero, self.stage)
         with self._given(optimizer, vectors):
-            create_state(optimizer)
+            create(optimizer)
         self._plain, self.optimizer = optimizer.step, optimizer
         optimizer.step = self._step  # pyright: ignore[reportAttributeAccessIssue]
         self._runs = zero_shards.runs(self.zero, self.stage, self.engine.param_names, self.rank)
@@ -221,16 +219,16 @@ class Zero(Engine):
     def _step(self, closure: Callable[[], float] | None = None) -> None:
         """What DeepSpeed calls for each of the groups: the optimizer's own step, masked. Of groups that are not in
         turn stage 3 leaves empty lists, whose counters must not move."""
-        assert self._found_inf is not None
         groups = self.optimizer.param_groups
         self.optimizer.param_groups = [group for group in groups if group["params"]]
         try:
-            guarded_step(self.optimizer, self._found_inf, self._plain)
+            self._masked()
         finally:
             self.optimizer.param_groups = groups
 
-    def commit(self, optimizer: Optimizer, found_inf: Tensor) -> None:
-        self._found_inf = found_inf.cpu() if self.offload else found_inf
+    def commit(self, optimizer: Optimizer, found_inf: Tensor, guarded: Callable[..., None]) -> None:
+        found_inf = found_inf.cpu() if self.offload else found_inf
+        self._masked = lambda: guarded(optimizer, found_inf, self._plain)
         self.engine.step()
 
     @torch.no_grad()

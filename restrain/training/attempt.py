@@ -89,7 +89,7 @@ class Attempt:
         lines = [
             f"run folder {self.folder.path}",
             f"{recipe.model.name}, join {recipe.model.join.name}, {recipe.precision} on {world.size} x "
-            f"{self.device.type}, {where.threads} thread(s)",
+            f"{self.device.type}{self.layout.told}, {where.threads} thread(s)",
             f"{int(data.train.counts.sum()):,} training {samples}, {evaluated}",
             f"{total:,} steps of {recipe.batch.global_} ({world.size} process(es) x {accumulation} micro-batch(es) of "
             f"{where.micro}, groups of {recipe.batch.group})",

@@ -35,6 +35,7 @@ from restrain.models.norm import set_group
 from restrain.optim import schedules
 from restrain.optim.ema import Ema
 from restrain.optim.optimizers import PER_TENSOR, build_optimizer
+from restrain.optim.stepping import create_state
 from restrain.parallel import blocks, precision, zero_keys
 from restrain.parallel.engine import DataParallel, Engine
 from restrain.parallel.layout import ZERO, Layout
@@ -46,6 +47,7 @@ from restrain.training.border import Cadence
 from restrain.training.classify import Classify, build_loss
 from restrain.training.inputs import image_sides, like_inputs
 from restrain.training.language import Language, MaskedTokens
+from restrain.training.memory import optimizer_bytes
 from restrain.training.micro import PIXELS_A_STEP, PIXELS_A_TOKEN
 from restrain.training.own import Own, check_rows
 from restrain.training.placement import Placement
@@ -55,6 +57,7 @@ from restrain.training.task import Task
 
 NOTHING_OWN = Own()
 UNKNOWN_VOCABULARY = 256
+MOSTLY = 0.7  # share of a GPU's memory that weights, gradients and optimizer may take; the rest is for activations
 
 
 @dataclass(frozen=True)
@@ -284,8 +287,6 @@ def build_engine(
         _passes(recipe, model)
         return (DataParallel if layout.strategy == "ddp" else Engine)(model, layout, rank)
     section, dtype = recipe.model.model_dump(), precision.dtype_of_weights(recipe.precision)
-    if not zero:
-        _check_sharded(recipe)
     foreign = is_foreign(recipe.model.name)
     if foreign:
         model = build_model(section, recipe.seed, image_sides(recipe), own).to(dtype).to(device)
@@ -335,21 +336,6 @@ def _passes(recipe: Recipe, model: nn.Module) -> None:
         blocks.apply_compile(model)
 
 
-def _check_sharded(recipe: Recipe) -> None:
-    """Raises UserError for what does not go with parameters that are cut over ranks."""
-    if recipe.parallel.tensor > 1 and recipe.optimizer.name in PER_TENSOR:
-        raise UserError(
-            f"parallel.tensor={recipe.parallel.tensor} with optimizer.name={recipe.optimizer.name}, whose step takes "
-            f"the norm or the spectrum of each whole matrix, and a rank has a part of it. Use sgd, adamw, nadam, lion "
-            f"or adan, or parallel.tensor=1 with fsdp."
-        )
-    if recipe.parallel.tensor > 1 and recipe.model.feedback != "exact":
-        raise UserError(
-            f"parallel.tensor={recipe.parallel.tensor} with model.feedback={recipe.model.feedback}: the matrices that "
-            f"send the error down are not cut over ranks. Set parallel.tensor=1."
-        )
-
-
 def build_model_on(recipe: Recipe, device: torch.device, seed: int, own: Build | None = None) -> nn.Module:
     """The recipe's model on its device: built without memory, then filled by keyed initialisation.
 
@@ -369,12 +355,16 @@ def build_model_on(recipe: Recipe, device: torch.device, seed: int, own: Build |
     return model
 
 
-def check_model(recipe: Recipe, own: Build | None = None) -> None:
-    """Raises UserError for a model that cannot be built, or trained on what the data are, before a run folder is made
-    for it."""
+def check_model(recipe: Recipe, own: Build | None = None, tensor: int = 1) -> None:
+    """Raises UserError for a model that cannot be built, trained on what the data are, or shared by so many ranks of a
+    ``tensor`` group, before a run folder is made for it."""
     with torch.device("meta"):
         model = build_model(recipe.model.model_dump(), recipe.seed, image_sides(recipe), own)
     check_drop_path(recipe, model)
+    if tensor > 1:
+        from restrain.parallel.tensor import check
+
+        check(model, tensor)
     if recipe.data.kind == "tokens":
         check_speaks(recipe, model)
 
@@ -397,6 +387,18 @@ def check_speaks(recipe: Recipe, model: nn.Module) -> None:
             f"model.name={recipe.model.name} gives {list(found)} for tokens {list(tokens.shape)}, and a language model "
             f"gives logits {list(wanted)}. Name a language model, such as gpt."
         )
+
+
+def fits(recipe: Recipe, device: torch.device, own: Build | None = None) -> bool:
+    """Whether a GPU holds the whole model, its gradients and its optimizer in most of its memory; the host always."""
+    if device.type != "cuda" or recipe.parallel.strategy != "auto":
+        return True
+    with torch.device("meta"):
+        model = build_model(recipe.model.model_dump(), recipe.seed, image_sides(recipe), own)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    copies = 2 + (recipe.ema is not None)  # weights, gradients, and the average
+    needed = copies * weights + optimizer_bytes(recipe.optimizer, model)
+    return needed < MOSTLY * torch.cuda.get_device_properties(device).total_memory
 
 
 def check_drop_path(recipe: Recipe, model: nn.Module) -> None:
@@ -468,7 +470,7 @@ def build_state(
         engine.grouped(),
         batch_global=recipe.batch.global_,
         leaf=engine.optimized,
-        adopt=engine.adopt,
+        adopt=lambda optimizer: engine.adopt(optimizer, create_state),
     )
     ema = None
     if recipe.ema is not None:

@@ -126,9 +126,11 @@ def _settle(
     recipe = opening.settle(recipe, {key: value for key, value in autos.items() if key == "model.classes"})
     forks.check_start(recipe, int(data.train.counts.sum()), fork, own.model)
     start_weights.check(recipe, folder, fork, build.image_sides(recipe), own.model, data)
-    build.check_model(recipe, own.model)
+    where = placement.place(recipe, world, device, data.pixels, trains=True, fits=build.fits(recipe, device, own.model))
+    placement.check_layout(recipe, where.layout(world), device)
+    build.check_model(recipe, own.model, where.tensor)
     build.check_task(recipe, data, own)
-    return autos, placement.place(recipe, world, device, data.pixels).as_dict()
+    return autos, where.as_dict()
 
 
 def _open(

@@ -7,12 +7,16 @@ from collections import Counter
 import torch
 from torch import nn
 
-from restrain.data.order import allowed_micro, allowed_worlds
+from restrain.data.order import allowed_micro, allowed_worlds, check_world
 from restrain.insight.cost import forward_macs, input_macs
+from restrain.insight.units import size
 from restrain.models import named_joins, residual_blocks
 from restrain.models.build import build_model
 from restrain.optim.groups import parameter_groups
-from restrain.parallel import precision
+from restrain.parallel import precision, zero_keys
+from restrain.parallel.layout import SHARDED, ZERO, Layout, layout_of
+from restrain.parallel.partition import elements, partition_of
+from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.recipe.checks import listed
 from restrain.training import arithmetic, build
@@ -178,12 +182,52 @@ def memory_lines(memory: Memory, number_format: str) -> list[str]:
     return [f"about {size(memory.total)} a process with micro-batches of {memory.micro}", held, kept]
 
 
-def size(amount: int) -> str:
-    """Bytes in the unit that suits them: ``"97.5 MB"``."""
-    value, units = float(amount), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.3g} {units[0]}" if value < 1000 else f"{value:,.0f} {units[0]}"
+def layout_lines(recipe: Recipe, model: nn.Module, memory: Memory) -> list[str]:
+    """How the model lies over the processes that the recipe names, and what each of them holds; none where it names no
+    more than one. ``model`` is on the meta device. Raises UserError for a layout that cannot be."""
+    parallel = recipe.parallel
+    each, nodes = (count if isinstance(count, int) else 1 for count in (parallel.devices, parallel.nodes))
+    if each * nodes == 1 and parallel.strategy in ("auto", "single"):
+        return []
+    layout = layout_of(parallel, World(size=each * nodes, local_size=each))
+    check_world(recipe.batch.global_, recipe.batch.group, layout.data)
+    if layout.strategy in ZERO:
+        return _zero_lines(recipe, layout, memory)
+    grid = f"{layout.replicas} replica(s) x {layout.shard} shard(s) x {layout.tensor} tensor rank(s)"
+    lines = [f"{layout.strategy} on {layout.world:,} process(es), {nodes} node(s) of {each}: {grid}"]
+    parameters = dict(model.named_parameters())
+    whole = sum(p.numel() for p in parameters.values())
+    # The first rank has the largest part of what does not divide, the last one the smallest.
+    first, last = (elements(partition_of(model, layout, rank), parameters, rank) for rank in (0, layout.world - 1))
+    share = first / whole
+    held = [("weights", memory.weights), ("gradients", memory.gradients), ("optimizer", memory.optimizer)]
+    held += [("moving average", memory.ema)] if memory.ema else []
+    told = ", ".join(f"{name} {size(round(amount * share))}" for name, amount in held)
+    total = size(round(sum(amount for _, amount in held) * share))
+    lines.append(f"a process holds {first:,} of {whole:,} parameters (the last one {last:,}): {total} ({told})")
+    if layout.strategy in SHARDED:
+        item = next(iter(parameters.values())).element_size()
+        largest = max(sum(p.numel() for p in block.parameters()) for _, block in residual_blocks(model))
+        lines.append(f"and gathers at most {size(largest // layout.tensor * item)} at a time, the largest block")
+    return lines
+
+
+def _zero_lines(recipe: Recipe, layout: Layout, memory: Memory) -> list[str]:
+    zero_keys.check(recipe.parallel, recipe.precision, recipe.optimizer.name)
+    stage, share = int(layout.strategy[-1]), 1 / layout.world
+    # Stages 1 and 2 compute with whole weights, and update a copy of a rank's part of them.
+    weights = memory.weights * (share if stage == 3 else 1 + share)
+    held = {
+        "weights": weights,
+        "gradients": memory.gradients * (1 if stage == 1 else share),
+        "optimizer": memory.optimizer * share,
+    }
+    held |= {"moving average": memory.ema * share} if memory.ema else {}
+    told = ", ".join(f"{name} {size(round(amount))}" for name, amount in held.items())
+    return [
+        f"{layout.strategy} on {layout.world:,} process(es): ZeRO stage {stage}",
+        f"a process holds between two steps {size(round(sum(held.values())))} ({told})",
+    ]
 
 
 def data_lines(data: build.Data) -> list[str]:

@@ -50,6 +50,8 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
             warnings.filterwarnings("ignore", message=".*No `?val_dataloader.*|.*`val_dataloader`.*")
             warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+            # The logits of a network may be a view of what its head computed; nothing works on them in place.
+            warnings.filterwarnings("ignore", message=".*FSDP2-wrapped module.*returned a view tensor.*")
             warnings.filterwarnings("ignore", message=".*srun.*command is available on your system.*")
             yield
     finally:

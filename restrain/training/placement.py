@@ -10,6 +10,7 @@ import torch
 
 from restrain.data.order import check_micro
 from restrain.errors import UserError
+from restrain.optim.optimizers import PER_TENSOR
 from restrain.parallel import zero_keys
 from restrain.parallel.layout import SHARDED, ZERO, Layout, layout_of
 from restrain.parallel.world import World
@@ -59,21 +60,17 @@ def device_of(recipe: Recipe, world: World) -> torch.device:
     return torch.device("cuda", world.local_rank)
 
 
-def place(recipe: Recipe, world: World, device: torch.device, pixels: int, fits: bool = True) -> Placement:
-    """Resolve micro-batch and threads. ``pixels``: height x width of a training image (``Data.pixels``). ``fits``:
-    whether a rank can hold the whole model.
+def place(
+    recipe: Recipe, world: World, device: torch.device, pixels: int, *, trains: bool = False, fits: bool = True
+) -> Placement:
+    """Resolve micro-batch, threads and, where it ``trains``, the layout; what only looks at a run has it whole.
+
+    ``pixels``: height x width of a training image (``Data.pixels``). ``fits``: whether a rank can hold all of the
+    model.
 
     Raises UserError, naming the sizes that work, for a micro-batch or a layout that cannot be.
     """
-    layout = layout_of(recipe.parallel, world, fits)
-    if layout.strategy in ZERO:
-        zero_keys.check(recipe.parallel, recipe.precision, recipe.optimizer.name)
-    if recipe.parallel.offload == "cpu" and (device.type != "cuda" or layout.strategy not in (*SHARDED, *ZERO)):
-        raise UserError(
-            f"parallel.offload=cpu keeps what a process holds in the host's memory while a GPU computes: it needs a "
-            f"GPU and parallel.strategy fsdp, hsdp or zero1 to zero3, and this is {layout.strategy} on {device.type}. "
-            f"Set parallel.offload=none."
-        )
+    layout = layout_of(recipe.parallel, world, fits) if trains else Layout()
     batch, group = recipe.batch.global_, recipe.batch.group
     if recipe.batch.micro == "auto":
         # The card's whole memory, not what is free just now: the same on every rank and after every restart.
@@ -91,6 +88,30 @@ def place(recipe: Recipe, world: World, device: torch.device, pixels: int, fits:
     if loaders == "auto":
         loaders = 1 if pixels <= 64 * 64 else max(1, min(16, cores))
     return Placement(str(device), micro, threads, loaders, layout.strategy, layout.tensor, layout.shard)
+
+
+def check_layout(recipe: Recipe, layout: Layout, device: torch.device) -> None:
+    """Raises UserError for what does not go with a layout, before there is a run folder."""
+    parallel, tensor = recipe.parallel, layout.tensor
+    if layout.strategy in ZERO:
+        zero_keys.check(parallel, recipe.precision, recipe.optimizer.name)
+    if parallel.offload == "cpu" and (device.type != "cuda" or layout.strategy not in (*SHARDED, *ZERO)):
+        raise UserError(
+            f"parallel.offload=cpu keeps what a process holds in the host's memory while a GPU computes: it needs a "
+            f"GPU and parallel.strategy fsdp, hsdp or zero1 to zero3, and this is {layout.strategy} on {device.type}. "
+            f"Set parallel.offload=none."
+        )
+    if tensor > 1 and recipe.optimizer.name in PER_TENSOR:
+        raise UserError(
+            f"parallel.tensor={tensor} with optimizer.name={recipe.optimizer.name}, whose step takes the norm or the "
+            f"spectrum of each whole matrix, and a rank has a part of it. Use sgd, adamw, nadam, lion or adan, or "
+            f"parallel.tensor=1 with fsdp."
+        )
+    if tensor > 1 and recipe.model.feedback != "exact":
+        raise UserError(
+            f"parallel.tensor={tensor} with model.feedback={recipe.model.feedback}: the matrices that send the error "
+            f"down are not cut over ranks. Set parallel.tensor=1."
+        )
 
 
 def _cores(world: World) -> int:

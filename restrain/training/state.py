@@ -79,7 +79,11 @@ class RunState:
     def tensors(self) -> dict[str, list[Slice]]:
         """This rank's share of a checkpoint; of what several ranks hold alike, one has it."""
         named = {name: tensor.detach() for name, tensor in self.named_tensors().items()}
-        shares = {name: self.place_of(name, tensor).slices(tensor) for name, tensor in named.items()}
+        held = {name: self.place_of(name, tensor) for name, tensor in named.items()}
+        shares = {
+            name: [Slice(part, held[name].shape, offset) for part, offset in held[name].saved(tensor)]
+            for name, tensor in named.items()
+        }
         return {name: slices for name, slices in shares.items() if slices}
 
     def place_of(self, name: str, tensor: Tensor) -> Held:

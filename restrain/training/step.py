@@ -21,6 +21,7 @@ from restrain.data.loader import MicroBatch, StepBatch
 from restrain.data.order import Plan
 from restrain.insight.probe import Probe, Sampler
 from restrain.models.norm import StagedStatistics
+from restrain.optim.stepping import guarded_step
 from restrain.parallel import precision
 from restrain.parallel.engine import Engine
 from restrain.parallel.world import World
@@ -243,7 +244,7 @@ class Run(L.LightningModule):
 
         for group in state.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        self.engine.commit(state.optimizer, found_inf)
+        self.engine.commit(state.optimizer, found_inf, guarded_step)
         if statistics.norms:
             if self.rows.size > 1:
                 torch.distributed.all_reduce(statistics.sums)

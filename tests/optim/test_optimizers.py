@@ -198,7 +198,9 @@ class Stored:
         self.tensors = {name: t.detach().contiguous().clone() for name, t in state.named_tensors().items()}
         self.scalars = json.loads(json.dumps(state.scalars()))
 
-    def read_into(self, name, tensor, offset):
+    def read_into(self, name, tensor, offset, shape):
+        assert not any(offset)
+        assert tuple(shape) == tuple(tensor.shape)
         tensor.copy_(self.tensors[name])
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from restrain.errors import UserError
 from restrain.parallel.held import Held, cut_along
 from restrain.parallel.layout import Layout, layout_of
-from restrain.parallel.sharded import _chunk
+from restrain.parallel.partition import chunk
 from restrain.parallel.world import World
 from restrain.recipe import load
 
@@ -28,15 +28,15 @@ def test_the_ranks_hold_the_whole(rows: int, cols: int, shards: int, tensors: in
         ]
         for shard in range(shards):
             first = shape[0] if by_inputs else parts * rows
-            low, high = _chunk(first, shard, shards)
+            low, high = chunk(first, shard, shards)
             held = cut_along(shape, 1 if by_inputs else 0, segments, (low, high), 1, True)
             local = torch.full((high - low, rows if by_inputs else cols), -1)
             held.cut(counted, local)
             assert (local >= 0).all()
-            for part in held.slices(local):
-                index = tuple(slice(o, o + n) for o, n in zip(part.placed()[1], part.tensor.shape, strict=True))
-                assert torch.equal(counted[index], part.tensor)
-                seen.update(part.tensor.flatten().tolist())
+            for part, offset in held.saved(local):
+                index = tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))
+                assert torch.equal(counted[index], part)
+                seen.update(part.flatten().tolist())
     assert seen == Counter(range(counted.numel()))
 
 
@@ -79,4 +79,4 @@ def test_auto_shards_what_does_not_fit() -> None:
 
 def test_a_whole_scalar() -> None:
     held: Held = cut_along((), None, (), None, 4, False)
-    assert held.slices(torch.tensor(1.0)) == []
+    assert held.saved(torch.tensor(1.0)) == []

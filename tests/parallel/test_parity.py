@@ -1,9 +1,8 @@
 """Every layout trains the run of one process: losses, gradient norms, weights, statistics, momentum and EMA."""
 
-
 import pytest
 
-from tests.parallel.parity import Bench, Cell, all_cells, pairwise
+from tests.parallel.parity import COMMON, LAYOUTS, MODELS, Bench, Cell, all_cells, compared, pairwise
 
 CELLS = pairwise(all_cells())
 
@@ -36,3 +35,13 @@ def test_sharded_resnet(bench: Bench) -> None:
 def test_tensor_parallel_gpt(bench: Bench) -> None:
     found = bench.differences(Cell("gpt", "tensor 2", 1, True, False))
     assert max(found.values()) <= 1e-10, found
+
+
+def test_a_skipped_block_under_fsdp(bench: Bench) -> None:
+    """Mode batch, with blocks whose shortcut is a projection (gathered all the same) and blocks without one."""
+    for model, words in (("preact", ["digits_resnet20", "model.name=cifar_preresnet20"]), ("vit", [*MODELS["vit"]])):
+        drop = ["model.drop_path={rate: 0.5, mode: batch}", "batch.global=48", "batch.group=4", *COMMON]
+        alone = bench.run(f"alone-{model}-dropped", [*words, *drop], 1)
+        run = bench.run(f"{model}-dropped", [*words, *drop, *LAYOUTS["fsdp"][1], "batch.micro=8"], 2)
+        found = compared(alone, run)
+        assert max(found.values()) <= 1e-10, (model, found)

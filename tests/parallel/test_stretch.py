@@ -40,9 +40,8 @@ def test_slices_and_fill_are_each_others_inverse(run: tuple[tuple[int, ...], int
     held.cut(whole, local)
     assert torch.equal(local, whole.reshape(-1)[start:stop])
     again = torch.full(shape, math.nan)
-    for part in held.slices(local):
-        _, offset = part.placed()
-        again[tuple(slice(o, o + n) for o, n in zip(offset, part.tensor.shape, strict=True))] = part.tensor
+    for part, offset in held.saved(local):
+        again[tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))] = part
     assert torch.equal(again.reshape(-1)[start:stop], local)
     assert again.isnan().sum() == whole.numel() - (stop - start)
     filled = torch.zeros_like(local)

@@ -112,6 +112,9 @@ class PreActBlock(ResidualBlock):
     def skip_forward(self, x: Tensor) -> Tensor:
         return self.join.without(self.shortcut(self.act1(self.norm1(x)) if self.shares_activation else x))
 
+    def skip_has_parameters(self) -> bool:
+        return self.shares_activation or super().skip_has_parameters()
+
     def shortcut(self, x: Tensor) -> Tensor:
         """``x`` in the shape of the branch."""
         return x if self.downsample is None else self.downsample(x)

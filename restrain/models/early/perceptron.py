@@ -55,6 +55,9 @@ class SkipLayer(ResidualBlock):
     def skip_forward(self, x_BP: Tensor) -> Tensor:
         return self.join.without(self.linear(x_BP))
 
+    def skip_has_parameters(self) -> bool:
+        return True
+
 
 class SkipPerceptron(nn.Module):
     """pixels ─ :class:`SkipLayer` ─ logits [B, K]."""

@@ -96,6 +96,9 @@ class TransformerBlock(ResidualBlock):
         x_BTD = self._after(self.norm1, join1.without(x_BTD))
         return self._after(self.norm2, join2.without(x_BTD))
 
+    def skip_has_parameters(self) -> bool:
+        return not self.pre or super().skip_has_parameters()
+
     def _after(self, norm: nn.Module, x_BTD: Tensor) -> Tensor:
         return x_BTD if self.pre else norm(x_BTD)
 
