@@ -118,6 +118,7 @@ class Zero(Engine):
         model, world = self.model, self.layout.world
         for block in self.blocks:
             set_z3_leaf_module(block, True)  # gathered and let go as one
+            block.register_forward_pre_hook(_differentiable)
             block.zeros, block.gathered_to_skip = False, block.skip_has_parameters()
         rules = fills(model) if any(p.is_meta for p in model.parameters()) else {}
 
@@ -180,12 +181,9 @@ class Zero(Engine):
     def adopt(self, optimizer: Optimizer, create: Callable[[Optimizer], None]) -> None:
         """Hand model and optimizer over to DeepSpeed's engine, which replaces what the optimizer updates by this rank's
         share, and make the optimizer's state for that."""
-        try:
-            self.engine, *_ = self.deepspeed.initialize(
-                model=self.model, optimizer=optimizer, config=self.config, dist_init_required=False
-            )
-        except (ValueError, AssertionError) as error:
-            raise UserError(f"parallel.deepspeed: DeepSpeed does not take that: {_first_line(error)}.") from error
+        self.engine, *_ = self.deepspeed.initialize(
+            model=self.model, optimizer=optimizer, config=self.config, dist_init_required=False
+        )
         self.zero, self.net = self.engine.optimizer, self.engine
         if self.autocast is not None:  # else the engine would turn off the step's own
             self.engine.torch_autocast_enabled, self.engine.torch_autocast_dtype = lambda: True, lambda: self.autocast
@@ -286,8 +284,40 @@ class Zero(Engine):
         return norms.double().square().sum()
 
 
+def _differentiable(block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Inputs of which one has a gradient. Behind frozen parts, and in a first block, none has, and the hook by which
+    DeepSpeed ends a block's backward pass would come before it."""
+    if not torch.is_grad_enabled() or not any(p.requires_grad for p in block.parameters()):
+        return None
+    numbers = [x for x in inputs if isinstance(x, Tensor) and x.is_floating_point()]
+    if not numbers or any(x.requires_grad for x in numbers):
+        return None
+    return tuple(x.detach().requires_grad_() if x is numbers[0] else x for x in inputs)
+
+
+def validate(keys: Mapping[str, Any], stage: int, device: torch.device) -> None:
+    """Raises UserError for values that DeepSpeed does not take."""
+    _import(device)
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    try:
+        DeepSpeedZeroConfig(stage=stage, **keys)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"parallel.deepspeed.{key}={keys.get(key)}: {first['msg']}, says DeepSpeed.") from None
+
+
 def load(device: torch.device) -> Any:
     """DeepSpeed, told of the device and joined to the process group that is there. UserError where it is missing."""
+    deepspeed = _import(device)
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+    return deepspeed
+
+
+def _import(device: torch.device) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")
     for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
         os.environ.setdefault(name, value)
@@ -302,8 +332,6 @@ def load(device: torch.device) -> Any:
     deepspeed.utils.logger.setLevel(logging.ERROR)
     # Of no use here, and its compilation takes a minute: an all-reduce through shared memory for inference.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if not deepspeed.comm.is_initialized():
-        deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
     return deepspeed
 
 

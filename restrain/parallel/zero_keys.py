@@ -98,6 +98,11 @@ def check(parallel: Any, precision: str, optimizer: str) -> None:
             f"a whole parameter, and ZeRO cuts all parameters as one long vector, wherever that falls. Use "
             f"{', '.join(ELEMENTWISE)}, or parallel.strategy=fsdp."
         )
+    if strategy == "zero3" and parallel.compile != "none":
+        raise UserError(
+            f"parallel.strategy=zero3 with parallel.compile={parallel.compile}: torch.compile cannot follow the hooks "
+            f"by which DeepSpeed gathers a block. Set parallel.compile=none, or use zero1, zero2 or fsdp."
+        )
     if tensor > 1:
         raise UserError(
             f"parallel.strategy={strategy} with parallel.tensor={tensor}: tensor parallelism goes with ddp, fsdp and "

@@ -95,6 +95,10 @@ def check_layout(recipe: Recipe, layout: Layout, device: torch.device) -> None:
     parallel, tensor = recipe.parallel, layout.tensor
     if layout.strategy in ZERO:
         zero_keys.check(parallel, recipe.precision, recipe.optimizer.name)
+        if parallel.deepspeed:
+            from restrain.parallel import zero
+
+            zero.validate(zero_keys.engine_keys(parallel.deepspeed), int(layout.strategy[-1]), device)
     if parallel.offload == "cpu" and (device.type != "cuda" or layout.strategy not in (*SHARDED, *ZERO)):
         raise UserError(
             f"parallel.offload=cpu keeps what a process holds in the host's memory while a GPU computes: it needs a "

@@ -127,6 +127,38 @@ def test_skipped_blocks_are_not_gathered(tmp_path: Path, alone: dict[str, Path])
 
 @needs_deepspeed
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "placement"),
+    [
+        (["model.freeze=[stem, 'block:0-1']"], ["parallel.strategy=zero1"]),
+        (["model.freeze=[stem, 'block:0-1']"], ["parallel.strategy=zero3"]),
+        (["model.name=resnet18", "batch.group=8", "length=6st", SKIPS], ["parallel.strategy=zero3"]),
+        ([*VIT, "model.drop_path={rate: 0.5, mode: subset}"], ["parallel.strategy=zero3", "parallel.reshard=false"]),
+        ([], ["parallel.strategy=zero3", "parallel.remat=block"]),
+        (
+            [],
+            [
+                "parallel.strategy=zero3",
+                "parallel.deepspeed={stage3_param_persistence_threshold: 1000, reduce_bucket_size: 20000}",
+            ],
+        ),
+        ([], ["parallel.strategy=zero2", "parallel.deepspeed={overlap_comm: true, contiguous_gradients: false}"]),
+    ],
+    ids=["frozen-1", "frozen-3", "projections", "subset", "remat", "persistent", "buckets"],
+)
+def test_with_what_else_a_recipe_may_ask_for(
+    tmp_path: Path, alone: dict[str, Path], words: list[str], placement: list[str]
+) -> None:
+    steps = 6 if "length=6st" in words else 20
+    words = [*words, f"evaluate.every={steps}st", f"checkpoint.every={steps}st"]
+    made = run(tmp_path / "run", *words, *placement, world=2)
+    found = differences(made, alone["\n".join(words)], steps)
+    assert max(found.values()) <= 1e-5, found
+    assert found["train/loss"] <= 1e-6, found
+
+
+@needs_deepspeed
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adan", "lion", "nadam"])
 def test_optimizers_that_count_and_those_that_the_host_masks(
     tmp_path: Path, alone: dict[str, Path], optimizer: str
@@ -240,6 +272,7 @@ def test_keys_of_the_engine_that_are_taken() -> None:
     [
         (["strategy=zero1"], "fp64", "sgd", "precision=fp64"),
         (["strategy=zero2"], "fp32", "lamb", "the norm or the spectrum of a whole parameter"),
+        (["strategy=zero3", "compile=block"], "fp32", "sgd", "cannot follow the hooks"),
         (["strategy=zero3", "tensor=2"], "fp32", "sgd", "tensor parallelism goes with"),
     ],
 )
