@@ -88,6 +88,11 @@ class TrainLoader:
         for segment in [plan.segment(start), *(later for later in plan.segments if later.from_step > start)]:
             check_world(segment.batch, segment.group, world)
             check_micro(segment.batch, segment.group, world, micro)
+            if mix is not None and micro < segment.group:
+                raise UserError(
+                    f"mixup and cutmix need whole groups on each process, and one of batch.group={segment.group} spans "
+                    f"several of the {world}."
+                )
         self.source, self.order, self.plan, self.pipeline = source, order, plan, pipeline
         self.seed, self.rank, self.world, self.micro = seed, rank, world, micro
         self.start, self.stop, self.threads = start, stop, max(1, threads)

@@ -281,7 +281,8 @@ class Plan:
     def local(self, step: int, rank: int, world: int, micro: int) -> tuple[int, list[tuple[int, np.ndarray]]]:
         """(epoch, [(first row, positions int64 [micro]), ...]): the micro-batches of one rank.
 
-        Raises UserError where the world or the micro-batch does not divide the step into whole groups.
+        Raises UserError where the world or the micro-batch does not divide the step into whole groups, or each group
+        into equal parts.
         """
         s = self.segment(step)
         check_world(s.batch, s.group, world)
@@ -297,29 +298,51 @@ def allowed_worlds(batch: int, group: int) -> list[int]:
     return _divisors(batch // group)
 
 
+def spanning_worlds(batch: int, group: int) -> list[int]:
+    """The larger numbers of ranks, up to ``batch``, of which k > 1 that follow each other share each group equally."""
+    return [k * (batch // group) for k in _divisors(group)[1:]]
+
+
+def ranks_a_group(batch: int, group: int, world: int) -> int:
+    """Over how many ranks each group lies; 1 where ranks have whole ones. ``world`` is one that works."""
+    return max(1, world * group // batch)
+
+
 def allowed_micro(batch: int, group: int, world: int) -> list[int]:
-    """The micro-batches (samples a rank) that hold whole groups and divide a rank's share of the batch."""
+    """The micro-batches (samples a rank) that hold whole groups and divide a rank's share of the batch; where groups
+    span ranks, a rank's part of one, which is all that it has."""
+    if ranks_a_group(batch, group, world) > 1:
+        return [batch // world]
     return [group * k for k in _divisors(batch // group // world)]
 
 
 def check_world(batch: int, group: int, world: int) -> None:
     """Raises UserError, naming the sizes that work, when ``world`` ranks cannot share the step's groups."""
-    if world not in (allowed := allowed_worlds(batch, group)):
+    allowed, spanning = allowed_worlds(batch, group), spanning_worlds(batch, group)
+    if world not in allowed and world not in spanning:
+        beyond = f"; with groups that span processes, {_listed(spanning)}" if spanning else ""
         raise UserError(
             f"{world} processes cannot share a step of batch.global={batch} in groups of batch.group={group}: there "
-            f"are {batch // group} groups, and each process takes the same number of whole ones. Numbers of processes "
-            f"that work: {_listed(allowed)}. Otherwise change batch.group or batch.global (that defines another run)."
+            f"are {batch // group} groups, and each process takes the same number of whole ones, or as large a part of "
+            f"one as the others. Numbers of processes that work: {_listed(allowed)}{beyond}. Otherwise change "
+            f"batch.group or batch.global (that defines another run)."
         )
 
 
 def check_micro(batch: int, group: int, world: int, micro: int) -> None:
     """Raises UserError, naming the sizes that work, when micro-batches of ``micro`` cannot make up a rank's share."""
-    if micro not in (allowed := allowed_micro(batch, group, world)):
+    if micro in (allowed := allowed_micro(batch, group, world)):
+        return
+    if (ranks := ranks_a_group(batch, group, world)) > 1:
         raise UserError(
-            f"batch.micro={micro}: with batch.global={batch}, batch.group={group} and {world} process(es), a process "
-            f"has {batch // world} samples a step and a micro-batch holds whole groups. "
-            f"Sizes that work: {_listed(allowed)}."
+            f"batch.micro={micro}: with batch.global={batch}, batch.group={group} and {world} processes, a group spans "
+            f"{ranks} processes, each of which takes its {allowed[0]} rows at once. Use batch.micro=auto."
         )
+    raise UserError(
+        f"batch.micro={micro}: with batch.global={batch}, batch.group={group} and {world} process(es), a process "
+        f"has {batch // world} samples a step and a micro-batch holds whole groups. "
+        f"Sizes that work: {_listed(allowed)}."
+    )
 
 
 def _check_batch(samples: int, batch: int, group: int) -> None:

@@ -151,11 +151,13 @@ def fill_box(tensor: Tensor, name: str, fill: Fill, seed: int, offset: tuple[int
 def _fill_flat(tensor: Tensor, name: str, fill: Fill, seed: int, first: int) -> None:
     """From the element ``first`` of the whole on."""
     size = tensor.numel()
-    flat = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
+    in_place = tensor.is_contiguous()
+    flat = tensor.view(-1) if in_place else torch.empty(size, dtype=tensor.dtype, device=tensor.device)
     for start in range(0, size, CHUNK):
         stop = min(start + CHUNK, size)
         flat[start:stop] = init_tensor(name, fill, seed, first + start, first + stop, device=tensor.device)
-    tensor.copy_(flat.view(tensor.shape))
+    if not in_place:
+        tensor.copy_(flat.view(tensor.shape))
 
 
 def materialise(model: nn.Module, device: torch.device | str, seed: int) -> nn.Module:

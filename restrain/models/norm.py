@@ -3,7 +3,8 @@
 Shapes: B rows of a micro-batch, G groups in it, g rows a group, C channels, H and W pixels.
 
 The groups of a batch are part of the run's definition (recipe: ``batch.group``), the micro-batch is not: a micro-batch
-of several groups normalises each of them on its own, so every world and micro-batch trains the same model. Ghost batch
+of several groups normalises each of them on its own, so every world and micro-batch trains the same model. A group may
+also span several ranks (:mod:`.span`), each with an equal part of it. Ghost batch
 normalisation (Hoffer et al. 2017, arXiv:1705.08741) is the same computation under another aim.
 """
 
@@ -14,6 +15,8 @@ from collections.abc import Collection
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from restrain.models.span import Span
 
 
 class GroupedBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -26,6 +29,7 @@ class GroupedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     group: int | None = None
     spread: int = 1  # consecutive rows of the input that belong to one row of the batch, where a model folds tokens in
+    span: Span | None = None  # the ranks over which each group lies; None: this one has whole groups
     frozen: bool = False  # statistics never move: stays in evaluation mode under .train()
     initial_scale: float = 1.0  # what init.py fills the weight with; 0 for the last norm of a zero-initialised branch
     scratch: Tensor | None = None  # [2, C]: mean and unbiased variance, summed over the groups of the last forward
@@ -38,6 +42,8 @@ class GroupedBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(input)
         rows = input.shape[0]
         group = rows if self.group is None else self.group * self.spread
+        if self.span is not None:
+            return self._across(input, group, self.span)
         if rows % group:
             raise ValueError(f"{rows} rows cannot be cut into BatchNorm groups of {group}.")
         if rows == group and self.scratch is None:
@@ -52,17 +58,28 @@ class GroupedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def _by_groups(self, x_BCHW: Tensor, group: int) -> Tensor:
         y_BCHW, statistics_2GC = grouped_batch_norm(x_BCHW, self.weight, self.bias, self.eps, group)
-        with torch.no_grad():
-            if self.scratch is not None:
-                self.scratch.copy_(statistics_2GC.sum(1))
-            elif self.running_mean is not None and self.running_var is not None:
-                assert self.num_batches_tracked is not None
-                self.num_batches_tracked.add_(1)
-                step = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-                mean, variance = statistics_2GC.mean(1).unbind()
-                self.running_mean.lerp_(mean, step)
-                self.running_var.lerp_(variance, step)
+        self._track(statistics_2GC)
         return y_BCHW
+
+    def _across(self, x_BCHW: Tensor, group: int, span: Span) -> Tensor:
+        if x_BCHW.shape[0] * span.size != group:
+            raise ValueError(f"{x_BCHW.shape[0]} rows are not 1/{span.size} of a BatchNorm group of {group}.")
+        y_BCHW, statistics_2C = span.batch_norm(x_BCHW, self.weight, self.bias, self.eps)
+        self._track(statistics_2C[:, None], 1.0 / span.size)
+        return y_BCHW
+
+    @torch.no_grad()
+    def _track(self, statistics_2GC: Tensor, share: float = 1.0) -> None:
+        """Stage the statistics of groups, or move the running ones at once. share: what this rank stages of them."""
+        if self.scratch is not None:
+            self.scratch.copy_(statistics_2GC.sum(1) * share)
+        elif self.running_mean is not None and self.running_var is not None:
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
+            step = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            mean, variance = statistics_2GC.mean(1).unbind()
+            self.running_mean.lerp_(mean, step)
+            self.running_var.lerp_(variance, step)
 
 
 class GroupedBatchNorm2d(GroupedBatchNorm, nn.BatchNorm2d):
@@ -104,12 +121,18 @@ def grouped_norms(model: nn.Module) -> list[tuple[str, GroupedBatchNorm]]:
     return [(name, module) for name, module in model.named_modules() if isinstance(module, GroupedBatchNorm)]
 
 
-def set_group(model: nn.Module, group: int | None) -> None:
-    """Normalise over ``group`` consecutive rows in training; None is the whole micro-batch."""
+def set_group(model: nn.Module, group: int | None, span: Span | None = None) -> None:
+    """Normalise over ``group`` consecutive rows in training; None is the whole micro-batch.
+
+    span: the ranks over which each group lies. A forward pass in training then takes this rank's equal part of one
+    group, and is made by all of these ranks together.
+    """
     if group is not None and group < 1:
         raise ValueError(f"A BatchNorm group has at least one row, not {group}.")
+    if span is not None and (group is None or group % span.size):
+        raise ValueError(f"A BatchNorm group of {group} rows cannot be cut into {span.size} equal parts.")
     for _, norm in grouped_norms(model):
-        norm.group = group
+        norm.group, norm.span = group, span
 
 
 class StagedStatistics:
@@ -122,7 +145,7 @@ class StagedStatistics:
         staged.commit(groups=batch // group, ok=ok)     # running += momentum x (sums / groups - running)
 
     ``sums`` is one flat tensor, float32 (float64 where the model's statistics are): mean and unbiased variance of each
-    norm, summed over groups.
+    norm, summed over groups. Of a group that spans k ranks each of them adds 1 / k.
     """
 
     def __init__(self, model: nn.Module):

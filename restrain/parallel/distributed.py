@@ -14,6 +14,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 
 from restrain.errors import RestrainError, UserError, WorldError
+from restrain.models.span import Span
 from restrain.parallel.world import World, rendezvous
 
 LEFT = "Rank 0 went away before the run began; its own message says why."
@@ -40,6 +41,18 @@ def leave(world: World) -> None:
     """Leave the process group, so that the ranks' last messages are read before their sockets close."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def span_of(rank: int, ranks: int) -> Span | None:
+    """The ranks that share this rank's groups, each group lying over ``ranks`` that follow each other; None for one.
+
+    To be called once a run, by all ranks, which each make the process group of their own span alone.
+    """
+    if ranks == 1:
+        return None
+    first = rank // ranks * ranks
+    members = list(range(first, first + ranks))
+    return Span(dist.new_group(members, timeout=COLLECTIVE_TIMEOUT, use_local_synchronization=True))  # pyright: ignore
 
 
 def explained(error: RuntimeError, world: World) -> Exception:

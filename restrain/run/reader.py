@@ -17,6 +17,8 @@ from restrain.errors import WorldError
 from restrain.run.manifest import MANIFEST, Damaged, check_headers, in_files, read_manifest, slices_by_file
 from restrain.run.slices import NAMES, Box, covered, overlap, within
 
+MAPPED = 32 << 20
+
 
 def hold(path: Path, exclusive: bool = False) -> int | None:
     """Lock a checkpoint against being pruned (shared) or against being read (exclusive), without waiting.
@@ -57,6 +59,8 @@ class Reader:
     def __init__(self, path: Path | str):
         self.path = Path(path)
         self._files: dict[str, Any] = {}
+        self._checked: set[str] = set()
+        self._mapped = 0  # bytes that were read of the files in _files
         self._open = contextlib.ExitStack()
         try:
             lock = hold(self.path)
@@ -170,12 +174,18 @@ class Reader:
 
     def _load(self, file: str, name: str, index: tuple[slice, ...], whole: bool) -> torch.Tensor:
         try:
+            if self._mapped > MAPPED:  # what has been read stays resident for as long as its file is mapped
+                self._files.clear()
+                self._mapped = 0
             opened = self._files.get(file)
             if opened is None:
-                check_headers(self.path, file, self._slices[file])
-                opened = self._open.enter_context(safe_open(self.path / file, framework="pt", device="cpu"))
-                self._files[file] = opened
-            return opened.get_tensor(name) if whole or not index else opened.get_slice(name)[index]
+                if file not in self._checked:
+                    check_headers(self.path, file, self._slices[file])
+                    self._checked.add(file)
+                opened = self._files[file] = safe_open(self.path / file, framework="pt", device="cpu")
+            found = opened.get_tensor(name) if whole or not index else opened.get_slice(name)[index]
+            self._mapped += found.nbytes
+            return found
         except (Damaged, SafetensorError, OSError) as error:
             raise WorldError(
                 f"The checkpoint {self.path} cannot be read: {error}. Remove it; the one before is used then."

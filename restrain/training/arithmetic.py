@@ -16,6 +16,7 @@ from restrain.optim import schedules
 from restrain.recipe import Duration, Recipe
 from restrain.recipe.checks import DIGITS_SIDE, listed
 from restrain.recipe.model_names import family_of
+from restrain.training import spans
 from restrain.training.micro import (
     BYTES_A_PIXEL,
     BYTES_A_TOKEN,
@@ -197,6 +198,7 @@ def group_lines(scale: Scale) -> list[str]:
     return [
         f"batch.global / batch.group = {batch.global_} / {batch.group} = {batch.global_ // batch.group} groups a step",
         f"processes that can share them: {listed(allowed_worlds(batch.global_, batch.group), 16)}",
+        *spans.lines(scale.recipe),
     ]
 
 

@@ -14,7 +14,7 @@ import torch
 
 from restrain.data.batches import EvalBatch
 from restrain.data.laps import Laps
-from restrain.data.order import Plan
+from restrain.data.order import Plan, ranks_a_group
 from restrain.data.remote.urls import is_remote
 from restrain.data.wds.stream import LOST, StreamSource
 from restrain.insight.cost import input_macs
@@ -86,13 +86,15 @@ class Attempt:
             evaluated = f"{int(data.evaluation.counts.sum()):,} evaluated every {recipe.evaluate.every}"
         samples = "windows" if recipe.data.kind == "tokens" else "samples"
         accumulation = recipe.batch.global_ // self.rows.size // where.micro
+        ranks = ranks_a_group(recipe.batch.global_, recipe.batch.group, self.rows.size)
+        spanning = f", each over {ranks} processes" if ranks > 1 else ""
         lines = [
             f"run folder {self.folder.path}",
             f"{recipe.model.name}, join {recipe.model.join.name}, {recipe.precision} on {world.size} x "
             f"{self.device.type}{self.layout.told}, {where.threads} thread(s)",
             f"{int(data.train.counts.sum()):,} training {samples}, {evaluated}",
             f"{total:,} steps of {recipe.batch.global_} ({world.size} process(es) x {accumulation} micro-batch(es) of "
-            f"{where.micro}, groups of {recipe.batch.group})",
+            f"{where.micro}, groups of {recipe.batch.group}{spanning})",
         ]
         if state.step:
             lines.append(f"attempt {self.opened.attempt}: going on after step {state.step} of {total}")

@@ -42,7 +42,7 @@ from restrain.parallel.layout import ZERO, Layout
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.recipe.durations import Duration
-from restrain.training import drop_path
+from restrain.training import drop_path, spans
 from restrain.training.border import Cadence
 from restrain.training.classify import Classify, build_loss
 from restrain.training.inputs import image_sides, like_inputs
@@ -284,6 +284,7 @@ def build_engine(
     zero = layout.strategy in ZERO
     if not layout.is_sharded and not zero:
         model = build_model_on(recipe, device, recipe.seed, own)
+        spans.lay(model, recipe, layout, rank)
         _passes(recipe, model)
         return (DataParallel if layout.strategy == "ddp" else Engine)(model, layout, rank)
     section, dtype = recipe.model.model_dump(), precision.dtype_of_weights(recipe.precision)
@@ -293,7 +294,7 @@ def build_engine(
     else:
         with torch.device("meta"):
             model = build_model(section, sides=image_sides(recipe)).to(dtype)
-    set_group(model, recipe.batch.group)
+    spans.lay(model, recipe, layout, rank)
     _passes(recipe, model)
     parallel = recipe.parallel
     if zero:

@@ -7,7 +7,7 @@ from collections import Counter
 import torch
 from torch import nn
 
-from restrain.data.order import allowed_micro, allowed_worlds, check_world
+from restrain.data.order import allowed_micro, allowed_worlds
 from restrain.insight.cost import forward_macs, input_macs
 from restrain.insight.units import size
 from restrain.models import named_joins, residual_blocks
@@ -19,7 +19,7 @@ from restrain.parallel.partition import elements, partition_of
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.recipe.checks import listed
-from restrain.training import arithmetic, build
+from restrain.training import arithmetic, build, spans
 from restrain.training.arithmetic import Scale
 from restrain.training.drop_path import saving
 from restrain.training.inputs import like_inputs, said
@@ -129,6 +129,7 @@ def batch_lines(recipe: Recipe, micro: int, device: torch.device) -> list[str]:
     return [
         f"{whole:,} samples a step in {whole // group} groups of {group}",
         f"processes that can share it: {listed(worlds, 16)}",
+        *spans.lines(recipe),
         f"micro-batch: {micro} on 1 {device.type} process ({chosen}); possible there: "
         f"{listed(allowed_micro(whole, group, 1), 16)}",
     ]
@@ -190,7 +191,7 @@ def layout_lines(recipe: Recipe, model: nn.Module, memory: Memory) -> list[str]:
     if each * nodes == 1 and parallel.strategy in ("auto", "single"):
         return []
     layout = layout_of(parallel, World(size=each * nodes, local_size=each))
-    check_world(recipe.batch.global_, recipe.batch.group, layout.data)
+    spans.check(recipe, layout.data)
     if layout.strategy in ZERO:
         return _zero_lines(recipe, layout, memory)
     grid = f"{layout.replicas} replica(s) x {layout.shard} shard(s) x {layout.tensor} tensor rank(s)"

@@ -30,5 +30,5 @@ def auto_micro(
         row = pixels * BYTES_A_PIXEL if row_bytes is None else row_bytes
         return max([m for m in allowed if m * row < memory / 2], default=allowed[0])
     if group * pixels >= PIXELS_WORTH_SPLITTING:
-        return group
+        return allowed[0]
     return max([m for m in allowed if m * pixels <= PIXELS_WORTH_SPLITTING], default=allowed[0])

@@ -15,6 +15,7 @@ from restrain.parallel import zero_keys
 from restrain.parallel.layout import SHARDED, ZERO, Layout, layout_of
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
+from restrain.training import spans
 from restrain.training.micro import BYTES_A_TOKEN, auto_micro
 
 # Below this many pixels a micro-batch, the threads of an operation cost more than they give (digits: 4,096 pixels,
@@ -71,6 +72,7 @@ def place(
     Raises UserError, naming the sizes that work, for a micro-batch or a layout that cannot be.
     """
     layout = layout_of(recipe.parallel, world, fits) if trains else Layout()
+    spans.check(recipe, layout.data)
     batch, group = recipe.batch.global_, recipe.batch.group
     if recipe.batch.micro == "auto":
         # The card's whole memory, not what is free just now: the same on every rank and after every restart.

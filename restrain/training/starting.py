@@ -111,8 +111,8 @@ def _local_ranks(recipe: Recipe) -> int:
 
 
 def _check_size(recipe: Recipe, here: World, size: int) -> None:
-    from restrain.data.order import check_world
     from restrain.parallel.layout import layout_of
+    from restrain.training import spans
 
     nodes = recipe.parallel.nodes
     if here.launcher == "single" and nodes not in ("auto", 1):
@@ -121,4 +121,4 @@ def _check_size(recipe: Recipe, here: World, size: int) -> None:
             f"(slurm/ has scripts) or torchrun."
         )
     ranks = World(size=size, local_size=here.local_size if here.launcher != "single" else size)
-    check_world(recipe.batch.global_, recipe.batch.group, layout_of(recipe.parallel, ranks).data)
+    spans.check(recipe, layout_of(recipe.parallel, ranks).data)

@@ -202,6 +202,9 @@ def test_worlds_that_do_not_divide(shards):
         train_loader(shards, world=3)
     with pytest.raises(UserError, match=r"batch\.micro=3: .* Sizes that work: 2, 4, 8\."):
         train_loader(shards, micro=3)
+    train_loader(shards, world=8, micro=1).close()
+    with pytest.raises(UserError, match="mixup and cutmix need whole groups on each process"):
+        train_loader(shards, world=8, micro=1, mix=Mix(3, mixup=0.2))
 
 
 def test_leaving_early_joins_the_threads(shards):

@@ -9,7 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from restrain.data.expected import expected
-from restrain.data.order import ORDER_VERSION, Order, Plan, Segment, allowed_micro, allowed_worlds, resolve_shuffle
+from restrain.data.order import (
+    ORDER_VERSION,
+    Order,
+    Plan,
+    Segment,
+    allowed_micro,
+    allowed_worlds,
+    check_micro,
+    check_world,
+    ranks_a_group,
+    resolve_shuffle,
+    spanning_worlds,
+)
 from restrain.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / f"order_v{ORDER_VERSION}.json"
@@ -100,7 +112,7 @@ def test_every_world_sees_the_same_groups(per, group, lanes, step):
     batch = 12 * per * group
     plan = Plan(20 * batch + 5, batch, group, lanes)
     epoch, canonical = plan.groups(step)
-    for world in allowed_worlds(batch, group):
+    for world in [*allowed_worlds(batch, group), *spanning_worlds(batch, group)]:
         for micro in allowed_micro(batch, group, world):
             rows = {}
             for rank in range(world):
@@ -109,6 +121,46 @@ def test_every_world_sees_the_same_groups(per, group, lanes, step):
                 assert [len(p) for _, p in parts] == [micro] * (batch // world // micro)
                 rows.update({first + i: p for first, part in parts for i, p in enumerate(part.tolist())})
             assert [rows[i] for i in range(batch)] == canonical.ravel().tolist()
+
+
+def test_groups_span_ranks_that_follow_each_other_in_equal_parts():
+    batch, group = 24, 12
+    plan = Plan(100, batch, group, 1)
+    assert (allowed_worlds(batch, group), spanning_worlds(batch, group)) == ([1, 2], [4, 6, 8, 12, 24])
+    groups = plan.groups(3)[1]
+    for world in spanning_worlds(batch, group):
+        ranks = ranks_a_group(batch, group, world)
+        assert (ranks, allowed_micro(batch, group, world)) == (world // 2, [batch // world])
+        for rank in range(world):
+            ((first, positions),) = plan.local(3, rank, world, batch // world)[1]
+            assert first == rank * batch // world
+            part = rank % ranks * (group // ranks)
+            assert positions.tolist() == groups[rank // ranks, part : part + group // ranks].tolist()
+    assert [ranks_a_group(batch, group, world) for world in (1, 2)] == [1, 1]
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 4000))
+def test_the_worlds_that_work_are_those_that_divide_groups_or_each_group(groups, group, world):
+    batch = groups * group
+    whole, parts = groups % world == 0, world % groups == 0 and group % (world // groups) == 0
+    if whole or parts:
+        check_world(batch, group, world)
+        assert batch % world == 0
+        assert batch // world in allowed_micro(batch, group, world)
+    else:
+        with pytest.raises(UserError, match=f"^{world} processes cannot share"):
+            check_world(batch, group, world)
+
+
+def test_what_cannot_be_cut_is_refused_with_what_can():
+    works = r"that work: 1, 2, 4; with groups that span processes, 8, 16, 32, 64\."
+    for world in (3, 6, 12, 65, 128):
+        with pytest.raises(UserError, match=works):
+            check_world(64, 16, world)
+    with pytest.raises(UserError, match=r"that work: 1, 2, 4\. Otherwise"):  # a group of one row has no parts
+        check_world(4, 1, 8)
+    with pytest.raises(UserError, match=r"a group spans 2 processes, each of which takes its 8 rows at once"):
+        check_micro(64, 16, 8, 16)
 
 
 def test_steps_take_each_position_once_but_the_tail():
@@ -145,7 +197,7 @@ def test_refusals_name_what_works():
         Plan(1000, 64, 5, 1)
     with pytest.raises(UserError, match="more than the 10 training samples"):
         Plan(10, 64, 16, 1)
-    with pytest.raises(UserError, match=r"3 processes cannot share .* work: 1, 2, 4\."):
+    with pytest.raises(UserError, match=r"3 processes cannot share .* work: 1, 2, 4; with"):
         Plan(1000, 64, 16, 1).local(0, 0, 3, 16)
     with pytest.raises(UserError, match=r"batch.micro=24: .* Sizes that work: 16, 32\."):
         Plan(1000, 64, 16, 1).local(0, 0, 2, 24)

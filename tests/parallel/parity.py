@@ -25,6 +25,9 @@ LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {  # name -> ranks, overrides
     "hsdp 2x2": (4, ("parallel.strategy=hsdp", "parallel.shard=2")),
     "tensor 2": (2, ("parallel.tensor=2",)),
     "tensor 2 x fsdp 2": (4, ("parallel.tensor=2", "parallel.strategy=fsdp")),
+    # A group over both ranks: their rows are half of its own.
+    "ddp, groups over 2": (2, ("parallel.strategy=ddp",)),
+    "fsdp, groups over 2": (2, ("parallel.strategy=fsdp",)),
 }
 TEXT = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer the slings and arrows. "
 MODELS: dict[str, tuple[str, ...]] = {
@@ -52,7 +55,7 @@ COMMON = (
     "parallel.accelerator=cpu",
 )
 # Rows of a batch: 48 divides into 1 and 3 micro-batches on 1, 2 and 4 ranks.
-SIZES = {"resnet": 4, "vit": 4, "gpt": 4}
+GROUP = 4
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,15 @@ class Cell:
 
     @property
     def offered(self) -> bool:
-        """BatchNorm is not cut over a tensor group."""
+        """BatchNorm is not cut over a tensor group; a part of a group is one micro-batch, and transformers have none."""
+        if "groups" in self.layout:
+            return self.model == "resnet" and self.accumulation == 1
         return not (self.model == "resnet" and self.layout.startswith("tensor"))
 
     def words(self) -> list[str]:
         """The command line without its layout: the global batch is the same in all."""
-        found = [*MODELS[self.model], *COMMON, "batch.global=48", f"batch.group={SIZES[self.model]}"]
+        group = 48 if "groups" in self.layout else GROUP
+        found = [*MODELS[self.model], *COMMON, "batch.global=48", f"batch.group={group}"]
         return [*found, *(["clip=0.5"] if self.clip else [])]
 
     def placement(self) -> list[str]:
@@ -78,7 +84,8 @@ class Cell:
         ranks, words = LAYOUTS[self.layout]
         data = ranks // 2 if "tensor" in self.layout else ranks
         micro = 48 // data // self.accumulation
-        return [*words, f"batch.micro={micro}", *(["parallel.remat=block"] if self.remat else [])]
+        words = [*words, *([] if "groups" in self.layout else [f"batch.micro={micro}"])]
+        return [*words, *(["parallel.remat=block"] if self.remat else [])]
 
 
 def all_cells() -> Iterator[Cell]:
@@ -118,7 +125,7 @@ class Bench:
 
     def differences(self, cell: Cell) -> dict[str, float]:
         """Largest relative difference to one process: losses, gradient norms, and each kind of tensor."""
-        alone = self.run(f"alone-{cell.model}-{cell.clip}", cell.words(), 1)
+        alone = self.run(f"alone-{cell.model}-{cell.clip}-{'groups' in cell.layout}", cell.words(), 1)
         name = "-".join(str(value).replace(" ", "") for value in asdict(cell).values())
         run = self.run(name, [*cell.words(), *cell.placement()], LAYOUTS[cell.layout][0])
         assert worlds.ledger(run) == worlds.ledger(alone), "other samples than one process"

@@ -32,6 +32,12 @@ def test_sharded_resnet(bench: Bench) -> None:
     assert max(found.values()) <= 1e-10, found
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_groups_over_two_ranks(bench: Bench, strategy: str) -> None:
+    found = bench.differences(Cell("resnet", f"{strategy}, groups over 2", 1, True, False))
+    assert max(found.values()) <= 1e-10, found
+
+
 def test_tensor_parallel_gpt(bench: Bench) -> None:
     found = bench.differences(Cell("gpt", "tensor 2", 1, True, False))
     assert max(found.values()) <= 1e-10, found

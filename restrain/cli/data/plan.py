@@ -80,26 +80,27 @@ def _settings(
 
 
 def _lines(found: Index, order: Order, planned: Plan, nodes: int, gpus: int) -> list[str]:
-    from restrain.data.order import allowed_worlds, check_world
+    from restrain.data.order import allowed_worlds, check_world, spanning_worlds
     from restrain.data.survey import plan as survey
 
     world, (batch, group) = nodes * gpus, (planned.batch, planned.group)
     sizes = found.entries.numbers["size"]
     total, steps = int(sizes.sum()), planned.steps_per_epoch
-    worlds = allowed_worlds(batch, group)
+    worlds, spanning = allowed_worlds(batch, group), spanning_worlds(batch, group)
     mixed = survey.mixing(order, planned)
     what = "shards" if found.kind == "shards" else "classes"
     lines = [
         f"set: {order.samples:,} samples in {len(found.names):,} {what}, {_size(total)}",
         f"epoch: {steps:,} steps of {batch:,} in groups of {group}; {order.samples - steps * batch:,} samples are left "
         f"out, other ones each epoch",
-        f"worlds that work: {', '.join(map(str, worlds))}",
+        f"worlds that work: {', '.join(map(str, worlds))}"
+        + (f"; with groups that span ranks, up to {spanning[-1]}" if spanning else ""),
         f"order: {order.lanes} lane(s), windows of {order.window:,}"
         + (": a full shuffle" if order.lanes == 1 and order.window >= order.samples else ""),
         f"a batch is of {mixed.shards:,.0f} {what}, at most {mixed.most:,.0f} samples of one "
         f"(a full shuffle: {survey.full_mixing(found.counts, batch):,.0f})",
     ]
-    if world in worlds:
+    if world in worlds or world in spanning:
         read = survey.reading(order, planned, sizes, nodes, gpus)
         lines.append(
             f"{nodes} node(s) of {gpus}: an epoch reads {read.amplification:.2f} x the set; {_size(read.live_bytes)} "
