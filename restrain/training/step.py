@@ -236,7 +236,7 @@ class Run(L.LightningModule):
             coefficient = (self.settings.clip / (norm + 1e-6)).clamp(max=1.0)
             scale = coefficient if scale is None else scale * coefficient
         if scale is not None:
-            torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_mul_(gradients, scale.to(gradients[0].device))  # pyright: ignore[reportPrivateImportUsage]
         vector[2] = norm
         zero = vector[0] + norm
         zero = zero - zero  # NaN where loss or norm is not finite: fewer kernels than isfinite
