@@ -97,6 +97,7 @@ class Zero(Engine):
         if self.stage == 3:
             block = max((sum(p.numel() for p in b.parameters()) for b in self.blocks), default=size)
             # What is fetched ahead follows the order of an earlier pass, so it would gather blocks that are skipped.
+            zero["reduce_bucket_size"] = min(size, block, BUCKET)  # a buffer of this size is kept
             zero["stage3_prefetch_bucket_size"] = 0 if self.skips else block
             zero["stage3_param_persistence_threshold"] = 0
             zero["stage3_max_live_parameters"] = 3 * block if reshard else NEVER

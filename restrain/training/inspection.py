@@ -216,8 +216,8 @@ def layout_lines(recipe: Recipe, model: nn.Module, memory: Memory) -> list[str]:
 def _zero_lines(recipe: Recipe, layout: Layout, memory: Memory) -> list[str]:
     zero_keys.check(recipe.parallel, recipe.precision, recipe.optimizer.name)
     stage, share = int(layout.strategy[-1]), 1 / layout.world
-    # Stages 1 and 2 compute with whole weights, and update a copy of a rank's part of them.
-    weights = memory.weights * (share if stage == 3 else 1 + share)
+    # What is updated is a copy of a rank's part of the weights that are computed with, in stage 3 as well.
+    weights = memory.weights * (share if stage == 3 else 1) + memory.weights * share
     held = {
         "weights": weights,
         "gradients": memory.gradients * (1 if stage == 1 else share),
