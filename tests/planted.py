@@ -393,3 +393,37 @@ def forbid_synchronisation() -> None:
             original(self, batch)
 
     Run.step = step
+
+
+def gathers(path: str) -> None:
+    """Write a line a step of the parameters that ZeRO-3 gathered in it, one list for each gather, and of the blocks
+    that were skipped."""
+    import json
+
+    from restrain.parallel.zero import Zero
+    from restrain.training.step import Run
+
+    names: list[list[str]] = []
+    adopt, step = Zero.adopt, Run.step
+
+    def counted(self: Zero, *args: Any) -> None:
+        adopt(self, *args)
+        for parameter in self.model.parameters():
+            gather = parameter.all_gather_coalesced  # pyright: ignore[reportAttributeAccessIssue]
+
+            def one(parameters: Any, *rest: Any, gather: Any = gather, **more: Any) -> Any:
+                names.append(sorted(self.engine.param_names[p] for p in parameters))
+                return gather(parameters, *rest, **more)
+
+            parameter.all_gather_coalesced = one  # pyright: ignore[reportAttributeAccessIssue]
+
+    def written(self: Run, batch: Any) -> None:
+        names.clear()
+        step(self, batch)
+        from restrain.models import residual_blocks
+
+        skipped = [name for name, block in residual_blocks(self.task.model) if block.skipped]
+        with open(path, "a") as file:
+            file.write(json.dumps({"gathered": names, "skipped": skipped}) + "\n")
+
+    Zero.adopt, Run.step = counted, written

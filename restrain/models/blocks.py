@@ -34,6 +34,7 @@ class ResidualBlock(nn.Module):
     segment: tuple[ResidualBlock, ...] | None = None
     skipped: bool = False
     gathered_to_skip: bool = False  # set where parameters are cut over ranks
+    zeros: bool = True  # whether skipping makes gradients of zero; ZeRO-3 has them where it keeps its own
     idle_norms: list[GroupedBatchNorm] | None = None  # of its norms those that a skipped forward does not reach
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
@@ -69,6 +70,8 @@ class ResidualBlock(nn.Module):
                 watch.remove()
         if self.idle_norms is None:
             self.idle_norms = [norm for norm in norms if norm not in reached]
+        if not self.zeros:
+            return y
         return _WithZeroGradients.apply(y, *(p for p in self.parameters() if p.requires_grad))
 
     # Any arguments and any result: the blocks of some timm models take more than the stream, or return several tensors.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -19,13 +19,20 @@ class Ema:
     Every ``every`` steps: parameters shadow <- shadow + (1 - decay^every) (parameter - shadow), so that ``decay`` means
     one optimizer step whatever ``every`` is; buffers (running statistics) are copied. Shadows keep dtype, device and
     memory format. Made once the model is on its device. ``parameters``: what stands for the model's own by their names,
-    where these are cut over ranks.
+    where these are cut over ranks. ``changed``: is called when these were given other values.
     """
 
-    def __init__(self, model: nn.Module, decay: float, every: int = 1, parameters: Mapping[str, Tensor] | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        decay: float,
+        every: int = 1,
+        parameters: Mapping[str, Tensor] | None = None,
+        changed: Callable[[], None] = lambda: None,
+    ):
         if not 0.0 <= decay < 1.0 or every < 1:
             raise ValueError(f"An EMA has a decay in [0, 1) and an interval of at least 1, not {decay} and {every}.")
-        self.decay, self.every = decay, every
+        self.decay, self.every, self._changed = decay, every, changed
         self._is_cut = parameters is not None
         persistent = model.state_dict(keep_vars=True)
         parameters = dict(model.named_parameters()) if parameters is None else dict(parameters)
@@ -78,3 +85,4 @@ class Ema:
             held = live[name].clone()
             live[name].copy_(shadow)
             shadow.copy_(held)
+        self._changed()

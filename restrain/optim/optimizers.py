@@ -89,13 +89,14 @@ def build_optimizer(
     *,
     batch_global: int,
     leaf: Callable[[nn.Parameter], nn.Parameter] = lambda parameter: parameter,
+    adopt: Callable[[Optimizer], None] = create_state,
 ) -> Optimizer:
     """The optimizer of a section with attributes (or a mapping); model on its device, in its memory format.
 
     Each group's ``initial_lr`` is its base learning rate; a step's ``lr`` is that times ``schedules.factor``. The first
     group has the largest, that of the head where there is layer-wise decay. Steps go through
     :func:`~restrain.optim.stepping.guarded_step`, which leaves weights and state as they were in a step that is masked.
-    ``leaf``: what it is given for a parameter of the model, where that is cut over ranks.
+    ``leaf``: what it is given for a parameter of the model, where that is cut over ranks. ``adopt``: makes its state.
     """
     if isinstance(section, Mapping):
         section = SimpleNamespace(**section)
@@ -108,7 +109,7 @@ def build_optimizer(
         group["params"] = [leaf(parameter) for parameter in group["params"]]
         group["lr"] = group["initial_lr"] = lr * group.pop("lr_scale", 1.0)
     optimizer = OPTIMIZERS[section.name](section, groups, lr)
-    create_state(optimizer)
+    adopt(optimizer)
     return optimizer
 
 

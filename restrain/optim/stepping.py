@@ -4,6 +4,9 @@ step that is refused, and tell how many updates it has made.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -37,17 +40,18 @@ def create_state(optimizer: Optimizer) -> None:
     set_updates(optimizer, 0)
 
 
-def guarded_step(optimizer: Optimizer, found_inf: Tensor) -> None:
+def guarded_step(optimizer: Optimizer, found_inf: Tensor, step: Callable[[], Any] | None = None) -> None:
     """``optimizer.step()``, or nothing at all where ``found_inf`` (0-dim float on the device) is not zero.
 
     torch's fused optimizers decide on the device; the others are asked on the host, which waits for the gradients once
-    a step. ``_step_supports_amp_scaling`` is the mark by which ``torch.amp.GradScaler`` tells them apart.
+    a step. ``_step_supports_amp_scaling`` is the mark by which ``torch.amp.GradScaler`` tells them apart. ``step``: the
+    optimizer's own, where something else stands in its place.
     """
     if getattr(optimizer, "_step_supports_amp_scaling", False):
         optimizer.found_inf = found_inf  # pyright: ignore[reportAttributeAccessIssue]
-        optimizer.step()
+        (step or optimizer.step)()
     elif not found_inf.item():
-        optimizer.step()
+        (step or optimizer.step)()
 
 
 def updates(optimizer: Optimizer) -> int | None:

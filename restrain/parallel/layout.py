@@ -91,6 +91,11 @@ def layout_of(parallel: Any, world: World, fits: bool = True) -> Layout:
         )
     if strategy == "single" and size > 1:
         raise UserError(f"parallel.strategy=single, but there are {size} processes. Use ddp or auto.")
+    if parallel.deepspeed and strategy not in ZERO:
+        raise UserError(
+            f"parallel.deepspeed goes to DeepSpeed's engine, and parallel.strategy is {strategy}. Set zero1, zero2 or "
+            f"zero3, or leave parallel.deepspeed out."
+        )
     shard = data if strategy == "fsdp" else 1
     if strategy == "hsdp":
         shard = parallel.shard or max(1, world.local_size // tensor)

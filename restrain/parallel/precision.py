@@ -32,12 +32,15 @@ def dtype_of_weights(precision: str) -> torch.dtype:
     return torch.float64 if precision == "fp64" else torch.float32
 
 
+def autocast_dtype(precision: str) -> torch.dtype | None:
+    """In what matrices are multiplied, where that is not the weights' own."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     """The context of a forward pass; nothing for fp32 and fp64."""
-    if precision in ("fp32", "fp64"):
-        return nullcontext()
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
-    return torch.autocast(device.type, dtype=dtype)
+    dtype = autocast_dtype(precision)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 class LossScale:

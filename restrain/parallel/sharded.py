@@ -6,7 +6,6 @@ model is cut while it is on the meta device and filled by keyed counters, so no 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -21,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from restrain.models import residual_blocks
 from restrain.models.init import fill_box, fills
 from restrain.parallel import tensor as tensors
-from restrain.parallel.engine import Engine
+from restrain.parallel.engine import Engine, without_weights
 from restrain.parallel.held import Held, local, whole
 from restrain.parallel.layout import SHARDED, Layout
 from restrain.parallel.partition import cut_model
@@ -37,6 +36,7 @@ class Sharded(Engine):
     """
 
     shares_norm = True
+    is_cut = True
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Sharded(Engine):
         per_tensor: bool = False,
     ):
         super().__init__(model, layout, rank)
-        self._whole = _without_weights(model)
+        self._whole = without_weights(model)
         self.per_tensor = per_tensor
         self.groups = make_groups(layout, rank, device)
         self.partition = cut_model(model, layout, rank, self.groups.tensor)
@@ -170,13 +170,6 @@ class Sharded(Engine):
         squares = torch.stack(torch._foreach_norm(gradients)).double().square()  # pyright: ignore[reportPrivateImportUsage]
         copies = [self.held(name, grad).copies for name, grad in zip(names, gradients, strict=True)]
         return (squares / torch.tensor(copies, dtype=torch.float64, device=squares.device)).sum()
-
-
-def _without_weights(model: nn.Module) -> nn.Module:
-    """A copy on the meta device; the weights are not copied on the way."""
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
-    memo |= {id(buffer): buffer.to("meta") for buffer in model.buffers()}
-    return copy.deepcopy(model, memo)
 
 
 class Groups:

@@ -23,10 +23,11 @@ from restrain.recipe.rematerialise import checked
 class Parallel(Section):
     """How the run is laid over devices. Placement: it may change when a run goes on."""
 
-    strategy: Literal["auto", "single", "ddp", "fsdp", "hsdp"] = Field(
+    strategy: Literal["auto", "single", "ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3"] = Field(
         default="auto",
         description="One process; a replica a process (ddp); parameters cut over all processes block by block (fsdp, "
-        "FSDP2), or over groups of `shard` of them with a replica a group (hsdp).",
+        "FSDP2), or over groups of `shard` of them with a replica a group (hsdp); DeepSpeed's ZeRO, which cuts the "
+        "optimizer's state (zero1), the gradients (zero2) and the parameters (zero3) over all processes.",
     )
     tensor: Positive = Field(
         default=1, description="Processes that share each matrix of a transformer by heads and hidden units."
@@ -34,14 +35,19 @@ class Parallel(Section):
     shard: Positive | None = Field(default=None, description="Processes of a group of hsdp; null: those of a node.")
     reshard: bool = Field(
         default=True,
-        description="Let a block of fsdp and hsdp go after its forward pass and gather it again for its backward pass; "
-        "false keeps it, which takes memory and saves a gather.",
+        description="Let a block of fsdp, hsdp and zero3 go after its forward pass and gather it again for its "
+        "backward pass; false keeps it, which takes memory and saves a gather.",
     )
     reduce: Literal["fp32", "bf16"] | None = Field(
-        default=None, description="Number format in which fsdp and hsdp add gradients; null: that of the weights."
+        default=None, description="Number format in which all but ddp add gradients; null: that of the weights."
     )
     offload: Literal["none", "cpu"] = Field(
-        default="none", description="Where fsdp and hsdp keep what a process holds between its uses, on a GPU."
+        default="none",
+        description="Where fsdp and hsdp keep what a process holds between its uses, and ZeRO the optimizer, on a GPU.",
+    )
+    deepspeed: dict[str, str] = Field(
+        default={},
+        description="Further keys of DeepSpeed's zero_optimization for zero1 to zero3, such as {overlap_comm: true}.",
     )
     accelerator: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Kind of device.")
     devices: Auto | Positive = Field(default="auto", description="Processes a node, one a GPU.")

@@ -35,9 +35,10 @@ from restrain.models.norm import set_group
 from restrain.optim import schedules
 from restrain.optim.ema import Ema
 from restrain.optim.optimizers import PER_TENSOR, build_optimizer
-from restrain.parallel import blocks, precision
+from restrain.optim.stepping import create_state
+from restrain.parallel import blocks, precision, zero_keys
 from restrain.parallel.engine import DataParallel, Engine
-from restrain.parallel.layout import Layout
+from restrain.parallel.layout import ZERO, Layout
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.recipe.durations import Duration
@@ -289,13 +290,12 @@ def build_engine(
     """
     layout = layout or Layout()
     micro = micro or (recipe.batch.micro if recipe.batch.micro != "auto" else None)
-    if not layout.is_sharded:
+    zero = layout.strategy in ZERO
+    if not layout.is_sharded and not zero:
         model = build_model_on(recipe, device, recipe.seed, own)
         spans.lay(model, recipe, layout, rank)
         _passes(recipe, model, micro, device, layout)
         return (DataParallel if layout.strategy == "ddp" else Engine)(model, layout, rank)
-    from restrain.parallel.sharded import Sharded
-
     section, dtype = recipe.model.model_dump(), precision.dtype_of_weights(recipe.precision)
     foreign = is_foreign(recipe.model.name)
     if foreign:
@@ -306,6 +306,24 @@ def build_engine(
     spans.lay(model, recipe, layout, rank)
     _passes(recipe, model, micro, device, layout)
     parallel = recipe.parallel
+    if zero:
+        from restrain.parallel.zero import Zero
+
+        return Zero(
+            model,
+            layout,
+            rank,
+            device,
+            seed=recipe.seed,
+            autocast=precision.autocast_dtype(recipe.precision),
+            reduce=parallel.reduce,
+            skips=recipe.model.drop_path.mode == "batch" and recipe.model.drop_path.rate > 0,
+            reshard=parallel.reshard,
+            offload=parallel.offload == "cpu",
+            keys=zero_keys.engine_keys(parallel.deepspeed),
+        )
+    from restrain.parallel.sharded import Sharded
+
     engine = Sharded(
         model,
         layout,
@@ -458,11 +476,18 @@ def build_state(
 ) -> RunState:
     """Optimizer, EMA and scaler around a model, at step 0; ``engine``: how it lies over ranks."""
     engine = engine or Engine(task.model)
-    optimizer = build_optimizer(recipe.optimizer, task.model, batch_global=recipe.batch.global_, leaf=engine.optimized)
+    optimizer = build_optimizer(
+        recipe.optimizer,
+        engine.grouped(),
+        batch_global=recipe.batch.global_,
+        leaf=engine.optimized,
+        adopt=lambda optimizer: engine.adopt(optimizer, create_state),
+    )
     ema = None
     if recipe.ema is not None:
-        cut = dict(engine.leaves()) if engine.layout.is_sharded else None
-        ema = Ema(task.model, recipe.ema.decay, recipe.ema.every.steps(plan.steps_per_epoch, total), cut)
+        cut = dict(engine.leaves()) if engine.is_cut else None
+        every = recipe.ema.every.steps(plan.steps_per_epoch, total)
+        ema = Ema(task.model, recipe.ema.decay, every, cut, engine.refresh)
     scaler = precision.LossScale(device) if recipe.precision == "fp16" else None
     segments = [{"from_step": 0, "epoch": 0, "position": 0, "batch": plan.batch, "group": plan.group}]
     return RunState(task.model, optimizer, ema, scaler, segments=segments, engine=engine)

@@ -17,7 +17,7 @@ from restrain.data.progress import console_reporter
 from restrain.errors import RestrainError
 from restrain.insight import machine
 from restrain.parallel import distributed
-from restrain.parallel.layout import SHARDED
+from restrain.parallel.layout import SHARDED, ZERO
 from restrain.parallel.world import World
 from restrain.recipe import Recipe, Resolved, is_placement, leaves, load, to_yaml
 from restrain.recipe.verdict import judge
@@ -63,7 +63,7 @@ def fit(
     recipe, own = resolved.recipe, own or Own()
     device = placement.device_of(recipe, world)
     _choose_algorithms(recipe.deterministic)
-    distributed.connect(world, device, alone=recipe.parallel.strategy in SHARDED)
+    distributed.connect(world, device, alone=recipe.parallel.strategy in (*SHARDED, *ZERO))
     told = distributed.Told(world)
     folder = RunFolder(path)
     lease = Lease(folder.path) if world.rank == 0 else None

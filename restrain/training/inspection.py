@@ -13,8 +13,8 @@ from restrain.insight.units import size
 from restrain.models import named_joins, residual_blocks
 from restrain.models.build import build_model
 from restrain.optim.groups import parameter_groups
-from restrain.parallel import precision
-from restrain.parallel.layout import SHARDED, layout_of
+from restrain.parallel import precision, zero_keys
+from restrain.parallel.layout import SHARDED, ZERO, Layout, layout_of
 from restrain.parallel.partition import elements, partition_of
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
@@ -194,6 +194,8 @@ def layout_lines(recipe: Recipe, model: nn.Module, memory: Memory) -> list[str]:
         return []
     layout = layout_of(parallel, World(size=each * nodes, local_size=each))
     spans.check(recipe, layout.data)
+    if layout.strategy in ZERO:
+        return _zero_lines(recipe, layout, memory)
     grid = f"{layout.replicas} replica(s) x {layout.shard} shard(s) x {layout.tensor} tensor rank(s)"
     lines = [f"{layout.strategy} on {layout.world:,} process(es), {nodes} node(s) of {each}: {grid}"]
     parameters = dict(model.named_parameters())
@@ -211,6 +213,24 @@ def layout_lines(recipe: Recipe, model: nn.Module, memory: Memory) -> list[str]:
         largest = max(sum(p.numel() for p in block.parameters()) for _, block in residual_blocks(model))
         lines.append(f"and gathers at most {size(largest // layout.tensor * item)} at a time, the largest block")
     return lines
+
+
+def _zero_lines(recipe: Recipe, layout: Layout, memory: Memory) -> list[str]:
+    zero_keys.check(recipe.parallel, recipe.precision, recipe.optimizer.name)
+    stage, share = int(layout.strategy[-1]), 1 / layout.world
+    # What is updated is a copy of a rank's part of the weights that are computed with, in stage 3 as well.
+    weights = memory.weights * (share if stage == 3 else 1) + memory.weights * share
+    held = {
+        "weights": weights,
+        "gradients": memory.gradients * (1 if stage == 1 else share),
+        "optimizer": memory.optimizer * share,
+    }
+    held |= {"moving average": memory.ema * share} if memory.ema else {}
+    told = ", ".join(f"{name} {size(round(amount))}" for name, amount in held.items())
+    return [
+        f"{layout.strategy} on {layout.world:,} process(es): ZeRO stage {stage}",
+        f"a process holds between two steps {size(round(sum(held.values())))} ({told})",
+    ]
 
 
 def data_lines(data: build.Data) -> list[str]:

@@ -11,7 +11,8 @@ import torch
 from restrain.data.order import check_micro
 from restrain.errors import UserError
 from restrain.optim.optimizers import PER_TENSOR
-from restrain.parallel.layout import SHARDED, Layout, layout_of
+from restrain.parallel import zero_keys
+from restrain.parallel.layout import SHARDED, ZERO, Layout, layout_of
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.training import spans
@@ -94,11 +95,17 @@ def place(
 def check_layout(recipe: Recipe, layout: Layout, device: torch.device) -> None:
     """Raises UserError for what does not go with a layout, before there is a run folder."""
     parallel, tensor = recipe.parallel, layout.tensor
-    if parallel.offload == "cpu" and (device.type != "cuda" or layout.strategy not in SHARDED):
+    if layout.strategy in ZERO:
+        zero_keys.check(parallel, recipe.precision, recipe.optimizer.name)
+        if parallel.deepspeed:
+            from restrain.parallel import zero
+
+            zero.validate(zero_keys.engine_keys(parallel.deepspeed), int(layout.strategy[-1]), device)
+    if parallel.offload == "cpu" and (device.type != "cuda" or layout.strategy not in (*SHARDED, *ZERO)):
         raise UserError(
-            f"parallel.offload=cpu keeps shards in the host's memory while a GPU computes: it needs a GPU and "
-            f"parallel.strategy fsdp or hsdp, and this is {layout.strategy} on {device.type}. Set "
-            f"parallel.offload=none."
+            f"parallel.offload=cpu keeps what a process holds in the host's memory while a GPU computes: it needs a "
+            f"GPU and parallel.strategy fsdp, hsdp or zero1 to zero3, and this is {layout.strategy} on {device.type}. "
+            f"Set parallel.offload=none."
         )
     if parallel.compile == "step" and layout.is_sharded:
         raise UserError(

@@ -263,13 +263,15 @@ def load_into(recipe: Recipe, model: nn.Module | Engine, source: Source | None =
     """Load what ``model.init`` names into ``model``; returns what to announce."""
     source, engine = source or find(recipe), model if isinstance(model, Engine) else Engine(model)
     fitted = _fit(recipe, engine.whole(), source)
-    if engine.layout.is_sharded:
-        for name, leaf in engine.leaves():
-            if name in fitted.tensors:
-                engine.held(name, leaf).cut(fitted.tensors.pop(name), leaf.detach())
+    count, elements = len(fitted.tensors), sum(tensor.numel() for tensor in fitted.tensors.values())
+    if engine.is_cut:
+        given, held = fitted.tensors, dict(engine.leaves())
+        for name in [name for name, _ in engine.whole().named_parameters() if name in given]:
+            tensor, leaf = given.pop(name), held.get(name)  # a rank may have nothing of a small parameter
+            if leaf is not None:
+                engine.held(name, leaf).cut(tensor, leaf.detach())
     load_weights(engine.model, fitted)
-    elements = sum(tensor.numel() for tensor in fitted.tensors.values())
-    return [f"begins with {source.what}: {len(fitted.tensors)} tensors, {elements:,} numbers", *fitted.notices]
+    return [f"begins with {source.what}: {count} tensors, {elements:,} numbers", *fitted.notices]
 
 
 def _fit(recipe: Recipe, model: nn.Module, source: Source):

@@ -17,7 +17,7 @@ from restrain.errors import WorldError
 from restrain.optim import stepping
 from restrain.optim.ema import Ema
 from restrain.parallel.engine import Engine
-from restrain.parallel.held import Held, local
+from restrain.parallel.held import Held
 from restrain.parallel.precision import LossScale
 from restrain.run.checkpoint import Reader, Slice
 
@@ -66,13 +66,10 @@ class RunState:
     def named_tensors(self) -> dict[str, Tensor]:
         """``name|kind`` -> the live tensor of this rank: param, buffer, each optimizer state by its torch name, ema,
         scaler."""
-        leaves = list(self.engine.leaves())
-        tensors: dict[str, Tensor] = {f"{name}|param": p for name, p in leaves}
+        tensors: dict[str, Tensor] = {f"{name}|param": p for name, p in self.engine.leaves()}
         persistent = self.model.state_dict(keep_vars=True)
         tensors.update({f"{name}|buffer": b for name, b in self.model.named_buffers() if name in persistent})
-        names = {id(p): name for name, p in self.model.named_parameters()} | {id(p): name for name, p in leaves}
-        for p, slots in self.optimizer.state.items():
-            tensors.update({f"{names[id(p)]}|{slot}": local(t) for slot, t in slots.items() if isinstance(t, Tensor)})
+        tensors.update({f"{name}|{slot}": t for name, slot, t in self.engine.slots(self.optimizer)})
         if self.ema is not None:
             tensors.update({f"{name}|ema": t for name, t in self.ema.tensors().items()})
         if self.scaler is not None:
@@ -132,6 +129,7 @@ class RunState:
                 continue
             held = self.place_of(name, tensor)
             held.fill(tensor.detach(), lambda part, offset, n=name, w=held.shape: reader.read_into(n, part, offset, w))
+        self.engine.refresh()
         self.check_strides()
 
     def check_strides(self) -> None:

@@ -122,7 +122,7 @@ class Run(L.LightningModule):
         DDP orders its buckets anew after its first backward pass, so without this the first step after a resume would
         add gradients in another order than the same step of an unbroken run.
         """
-        if self.world.size == 1:
+        if self.world.size == 1 or not self.engine.rehearses:
             return
         micro = self.settings.micro
         inputs = self.task.blank(micro, self.settings.shape, self.place)
@@ -211,7 +211,7 @@ class Run(L.LightningModule):
             weight = torch.full_like(rows, 1.0 / rows_here)
             if self.state.scaler is not None:
                 weight = weight * self.state.scaler.scale
-            rows.backward(weight)
+            self.engine.backward(rows, weight)
         self.statistics.accumulate()
         return rows.detach().sum(dtype=torch.float64), self.task.correct(outputs.detach(), example.answer)
 
@@ -236,7 +236,7 @@ class Run(L.LightningModule):
             coefficient = (self.settings.clip / (norm + 1e-6)).clamp(max=1.0)
             scale = coefficient if scale is None else scale * coefficient
         if scale is not None:
-            torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_mul_(gradients, scale.to(gradients[0].device))  # pyright: ignore[reportPrivateImportUsage]
         vector[2] = norm
         zero = vector[0] + norm
         zero = zero - zero  # NaN where loss or norm is not finite: fewer kernels than isfinite
@@ -244,7 +244,7 @@ class Run(L.LightningModule):
 
         for group in state.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        guarded_step(state.optimizer, found_inf)
+        self.engine.commit(state.optimizer, found_inf, guarded_step)
         if statistics.norms:
             if self.rows.size > 1:
                 torch.distributed.all_reduce(statistics.sums)
