@@ -111,7 +111,9 @@ app.add_typer(bench, name="bench")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code; never a traceback unless ``RESTRAIN_DEBUG=1``."""
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
+    code = run(sys.argv[1:] if argv is None else argv)
+    mirrors = sys.modules.get("restrain.run.mirrors.base")  # imported by a run alone
+    (mirrors.leave if mirrors is not None else sys.exit)(code)
 
 
 def run(argv: Sequence[str]) -> int:
