@@ -1,6 +1,9 @@
 """``restrain sample``: text from a run, the same for the same seed, in its own characters; and who has none."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,17 @@ def test_same_seed_same_text(folder: Path, capsys: pytest.CaptureFixture[str]) -
     shorter = said(capsys, str(folder), "--prompt", "to be", "--tokens", "20")
     assert text.startswith(shorter)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_text_is_written_while_it_is_drawn_and_ctrl_c_says_one_line(folder: Path) -> None:
+    words = [sys.executable, "-m", "restrain", "sample", str(folder), "--prompt", "to be", "--tokens", "1000000"]
+    drawing = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert drawing.stdout is not None
+    assert drawing.stdout.read(50).startswith(b"to be")  # of a text that would take minutes
+    drawing.send_signal(signal.SIGINT)
+    _, told = drawing.communicate(timeout=60)
+    assert drawing.returncode == 130
+    assert told.decode().split("\n") == ["", "stopped by Ctrl-C before the command was done", ""]
 
 
 def test_greedy_text_has_no_seed_and_top_k_one_is_greedy(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
