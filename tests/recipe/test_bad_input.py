@@ -44,7 +44,8 @@ CASES = {
     "model=resnet50": "model: 'resnet50' is not a section with the keys name, classes, in_chans, join, zero_init, freeze, "
     "drop_path, feedback, stem, downsample, blurpool, shape, transformer, recurrent, init.",
     "model.shape={depth:2}": "model.shape has the word 'depth:2': a space belongs after the colon, {depth: 2}.",
-    "optimizer={name: sgd, lr:0.1}": "optimizer has the word 'lr:0.1': a space belongs after the colon, {lr: 0.1}.",
+    "model.join={name: add, scale:rezero}": "model.join has the word 'scale:rezero': a space belongs after the colon, "
+    "{scale: rezero}.",
     "model.join={name: scale, branch: 0}": "model.join.branch = 0: no branch would ever count, or learn; use another "
     "number.",
     "precision=bf-16": "precision: 'bf-16' is not one of auto, fp32, bf16, fp16, fp64. Did you mean 'bf16'?",
