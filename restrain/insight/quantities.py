@@ -27,7 +27,7 @@ QUANTITIES = (
     Quantity(
         "gate",
         "Gate",
-        "mean of the share t that the join gives to the branch; of a forget gate, that it leaves to the stream",
+        "mean share t that a join gives to the branch; of a forget gate, f that it leaves the stream",
     ),
 )
 NAMES = tuple(quantity.name for quantity in QUANTITIES)

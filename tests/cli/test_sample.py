@@ -1,6 +1,7 @@
 """``restrain sample``: text from a run, the same for the same seed, in its own characters; and who has none."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -125,7 +126,10 @@ def test_evaluate_report_and_export_work(folder: Path, capsys: pytest.CaptureFix
     best = min(line["eval/loss"] for line in lines if "eval/loss" in line)
     assert found["eval/loss"] == pytest.approx(best, rel=1e-6)
     assert run(["report", str(folder), "-o", str(tmp_path / "page.html")]) == 0
-    assert "eval/perplexity" in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert "eval/perplexity" in page
+    assert re.search(r"windows of 16: [\d,]+ tokens/s", page)
+    assert "images/s" not in page
     assert run(["export", str(folder), "--to", "safetensors", "-o", str(tmp_path / "model.safetensors")]) == 0
     sidecar = json.loads((tmp_path / "model.safetensors.json").read_text())
     assert sidecar["input"] == {"dtype": "int64", "shape": ["batch", 16]}
