@@ -81,7 +81,9 @@ def _tokenizer(loaded: Loaded, name: str | None, needed: bool) -> Tokenizer | No
         return named(name)
     told: dict[str, Any] = loaded.info.get("tokenizer") or {}
     file = Path(told.get("root", ".")) / told.get("file", "")
-    if told.get("name", "raw") == "raw":
+    if not told:
+        why = "its run.json, which says what its tokens mean, is missing or damaged"
+    elif told.get("name", "raw") == "raw":
         why = "the run was trained on raw tokens, and nobody says what they mean"
     elif told["name"] == "file" and not file.is_file():
         why = f"the tokenizer that the run's data were packed with, {file}, is not there"

@@ -109,6 +109,16 @@ def test_raw_tokens_have_no_text(folder: Path, capsys: pytest.CaptureFixture[str
         (folder / "run.json").write_text(json.dumps(info))
 
 
+def test_a_damaged_run_json_is_not_called_raw_tokens(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = (folder / "run.json").read_text()
+    try:
+        (folder / "run.json").write_text("{")
+        told = error(capsys, str(folder), "--prompt", "to")
+        assert "its run.json, which says what its tokens mean, is missing or damaged. Give --tokenizer" in told
+    finally:
+        (folder / "run.json").write_text(whole)
+
+
 def test_other_commands_say_that_they_are_for_images(
     folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
