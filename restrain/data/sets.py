@@ -61,8 +61,8 @@ def open_source(
     # A set without what `eval` is by default has nothing to evaluate on; what somebody has named has to be there.
     if source is None and data.eval is not None and data.eval != EVAL.get(data.name):
         raise UserError(
-            f"Nothing in {redact(str(data.root))} matches data.eval={data.eval!r}. Correct it, or set data.eval=null to "
-            f"evaluate on nothing."
+            f"Nothing in {redact(str(data.root))} matches data.eval={data.eval!r}. Correct it, or set data.eval=null "
+            f"to evaluate on nothing."
         )
     if source is not None and len(source.counts) and not source.counts.sum():
         raise WorldError(

@@ -157,9 +157,7 @@ def test_what_cannot_be(root: Path) -> None:
     (root / "short.txt").write_text("ab")
     with pytest.raises(UserError, match="has 1 token to train on, too few for any"):
         open_text(section(train="short.txt", context=1), root, "train")
-    with pytest.raises(
-        UserError, match="has 1 token to evaluate on, and a window needs two. Use a larger data.holdout"
-    ):
+    with pytest.raises(UserError, match=r"has 1 token to evaluate on, .* Use a larger data\.holdout"):
         open_text(section(train="short.txt", context=1), root, "eval")
     with pytest.raises(UserError, match=r"data.train: .*gone.txt cannot be read"):
         open_text(section(train="gone.txt"), root, "train")
