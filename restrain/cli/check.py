@@ -97,7 +97,7 @@ def _unknown(recipe: Any) -> str:
 
 def _run(recipe: Any, data: Data | None, memory: Memory) -> list[str]:
     from restrain.training.dry_run import dry_run, held_and_needed
-    from restrain.training.inspection import size
+    from restrain.training.memory import size
 
     held, needed = held_and_needed(recipe, memory)
     if needed > held:

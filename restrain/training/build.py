@@ -44,6 +44,7 @@ from restrain.training.border import Cadence
 from restrain.training.classify import Classify, build_loss
 from restrain.training.inputs import image_sides, like_inputs
 from restrain.training.language import Language, MaskedTokens
+from restrain.training.memory import check_room
 from restrain.training.micro import PIXELS_A_STEP, PIXELS_A_TOKEN
 from restrain.training.own import Own, check_rows
 from restrain.training.placement import Placement
@@ -271,11 +272,15 @@ def step_of(duration: Duration, plan: Plan, total: int | None) -> int:
     return duration.steps(plan.steps_per_epoch, total)
 
 
-def build_model_on(recipe: Recipe, device: torch.device, seed: int, own: Build | None = None) -> nn.Module:
+def build_model_on(
+    recipe: Recipe, device: torch.device, seed: int, own: Build | None = None, gradients: bool = False
+) -> nn.Module:
     """The recipe's model on its device: built without memory, then filled by keyed initialisation.
 
     A model that is not ours fills itself while it is constructed, from keys as well: it is built on the host. ``own``:
-    what builds a script's.
+    what builds a script's. ``gradients``: room for them is wanted too.
+
+    Raises WorldError where the device has less memory than that.
     """
     section = recipe.model.model_dump()
     dtype = precision.dtype_of_weights(recipe.precision)
@@ -284,7 +289,8 @@ def build_model_on(recipe: Recipe, device: torch.device, seed: int, own: Build |
     else:
         with torch.device("meta"):
             model = build_model(section, sides=image_sides(recipe))
-        materialise(model.to(dtype), device, seed)
+        check_room(recipe.model.name, model.to(dtype), device, gradients)
+        materialise(model, device, seed)
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     set_group(model, recipe.batch.group)
     return model
@@ -343,7 +349,7 @@ def check_task(recipe: Recipe, data: Data, own: Own) -> None:
 def build_task(recipe: Recipe, data: Data, device: torch.device, own: Own | None = None) -> Task:
     """Model, loss and normalisation, with frozen parts, recomputation and compilation applied in that order."""
     own = own or Own()
-    model = build_model_on(recipe, device, recipe.seed, own.model)
+    model = build_model_on(recipe, device, recipe.seed, own.model, gradients=True)
     if recipe.parallel.remat == "block":
         blocks.apply_remat(model)
     if recipe.parallel.compile == "block":

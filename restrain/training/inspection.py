@@ -19,7 +19,7 @@ from restrain.training import arithmetic, build
 from restrain.training.arithmetic import Scale
 from restrain.training.drop_path import saving
 from restrain.training.inputs import like_inputs, said
-from restrain.training.memory import Memory
+from restrain.training.memory import Memory, size
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 48  # characters of a sparkline
@@ -176,14 +176,6 @@ def memory_lines(memory: Memory, number_format: str) -> list[str]:
         f"activations about {size(memory.activations)}: what {memory.micro} rows in {number_format} keep for backward"
     )
     return [f"about {size(memory.total)} a process with micro-batches of {memory.micro}", held, kept]
-
-
-def size(amount: int) -> str:
-    """Bytes in the unit that suits them: ``"97.5 MB"``."""
-    value, units = float(amount), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.3g} {units[0]}" if value < 1000 else f"{value:,.0f} {units[0]}"
 
 
 def data_lines(data: build.Data) -> list[str]:

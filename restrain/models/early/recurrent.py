@@ -205,6 +205,11 @@ def build(spec: RecurrentSpec, wish: Wish) -> Recurrent:
             f"model.drop_path.rate is {wish.rate}, but {wish.name} passes the same join at every step of time: "
             f"dropped there, a row would have no input. Use 0."
         )
+    if wish.options.get("zero_init") is True:
+        raise UserError(
+            f"model.zero_init is true, but {wish.name} passes one branch at every step of time, and that branch has no "
+            f"last layer of its own that could start at zero. Use auto."
+        )
     width, tokens = wish.size("width"), _options(wish).get("reads") == "tokens"
     inputs = [wish.classes if tokens else wish.in_chans] + [width] * (wish.size("depth", 1) - 1)
     return Recurrent([_layer(spec.cell, size, width, wish) for size in inputs], wish.classes, tokens)

@@ -235,6 +235,8 @@ def test_remat_changes_nothing():
         ("lstm", {"join": {"name": "gate"}}, r"model\.join\.name is 'gate', but the forget gate"),
         ("lstm", {"join": {"name": "none"}}, r"use add, or model\.name=lstm1997"),
         ("rnn", {"join": {"name": "concat"}}, "'concat', which has no place in a recurrent network"),
+        ("rnn", {"zero_init": True}, r"model\.zero_init is true, but rnn passes one branch"),
+        ("lstm1997", {"zero_init": True}, "no last layer of its own"),
         ("lstm", {"drop_path": {"rate": 0.1}}, r"model\.drop_path\.rate is 0\.1, but lstm passes the same join"),
     ],
 )
