@@ -40,6 +40,16 @@ def test_the_deeper_network_computes_the_same(shallow: Path, tmp_path: Path, pla
             assert torch.equal(was, now), weights
 
 
+def test_blocks_that_share_their_convolutions(tmp_path: Path) -> None:
+    run = tmp_path / "shared"
+    assert worlds.train(run, [*SETTINGS, "model.name=cifar_shared_resnet20"]).codes == [0]
+    found = grow(run, "cifar_shared_resnet56", tmp_path / "deep", LONGER)
+    x = values(8, 1, 8, 8, dtype=torch.float32)
+    with torch.no_grad():
+        was, now = (load_weights(one, "raw").model(x) for one in (run / "checkpoints" / "step-6", found.folder))
+    assert torch.equal(was, now)
+
+
 def test_what_was_learnt_is_carried_and_what_is_new_begins_at_zero(shallow: Path, tmp_path: Path) -> None:
     grow(shallow, "cifar_resnet32", tmp_path / "deep", LONGER)
     was, now = worlds.tensors(shallow, 6), worlds.tensors(tmp_path / "deep", 6)
