@@ -104,7 +104,7 @@ def set_feedback(model: nn.Module, kind: str) -> None:
     """Let every convolution and linear layer of ``model`` send the error down by ``kind``, in place.
 
     Call it before weights are made: ``random`` gives each weight a buffer that init.py fills. ``exact`` leaves the
-    model as it is. Raises UserError for a kind that does not exist, or where a network's matrices are not in such layers.
+    model as it is. Raises UserError for a kind that does not exist, or where a network's matrices are in no such layer.
     """
     if kind not in FEEDBACKS:
         raise UserError(f"model.feedback is {kind!r}; it is {', '.join(FEEDBACKS)}.{nearest(kind, FEEDBACKS)}")
