@@ -222,9 +222,14 @@ def _layer(cell: type[Cell], inputs: int, width: int, wish: Wish) -> Cell:
     if not issubclass(cell, LSTMCell):
         return cell(inputs, width, wish.join.build(width, tokens=True), options.get("input_bias"))
     if not isinstance(wish.join.build(width, tokens=True), AddJoin):
+        scale = wish.join.options.get("scale")
+        asked = (
+            f"model.join.scale is {scale!r}" if wish.join.name == "add" else f"model.join.name is {wish.join.name!r}"
+        )
+        plain = "leave model.join.scale out" if wish.join.name == "add" else "use add"
         raise UserError(
-            f"model.join.name is {wish.join.name!r}, but the forget gate of {wish.name} is its join already: use add, "
-            f"or model.name=lstm1997, which has none."
+            f"{asked}, but the forget gate of {wish.name} is its join already: {plain}, "
+            f"or take model.name=lstm1997, which has none."
         )
     forget = options.get("forget_bias")
     return cell(inputs, width, ForgetJoin(), options.get("input_bias"), FORGET_BIAS if forget is None else forget)
