@@ -68,7 +68,7 @@ def _results(found: list[Summary], curves: list[dict[str, Column]]) -> list[tupl
         rows.append(("best", *cells))
     if all("train/samples_per_s" in one for one in curves):
         speeds = (f"{np.median(one['train/samples_per_s'].values):.0f}" for one in curves)
-        rows.append(("images/s, median", *speeds))
+        rows.append(("samples/s, median", *speeds))
     if all("wall" in one for one in curves):
         rows.append(("time of all steps", *(_training_time(one["wall"].values) for one in curves)))
     return rows

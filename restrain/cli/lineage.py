@@ -40,11 +40,11 @@ def lineage(
 def _go(wanted: list, out: Path, budget: float) -> int:
     """Run them and write the page, also after a signal; 1 where a claim could not be run."""
     from restrain.cli.tables import show_table
-    from restrain.lineage import going, keeping, page, table
+    from restrain.lineage import going
     from restrain.lineage.bench import Bench, Stopped
-    from restrain.run.files import world_error, write_atomic
 
     reports, stopped = [], None
+    _write(out, reports)  # what cannot be written is not found after an hour
     try:
         for report in going.go(wanted, Bench(out, budget), lambda line: typer.echo(line, err=True)):
             reports.append(report)
@@ -52,13 +52,9 @@ def _go(wanted: list, out: Path, budget: float) -> int:
         stopped = error
     except KeyboardInterrupt:  # in a claim that trains nothing
         stopped = Stopped("Stopped; the same command goes on with the claims that are left.")
-    path = out / "lineage.html"
-    try:
-        write_atomic(path, page.render(keeping.all_reports(out, table.CLAIMS, reports)))
-    except OSError as error:
-        raise world_error("write the page", path, error) from None
+    path = _write(out, reports)
     rows = [
-        (str(one.claim.number), one.claim.title, one.verdict.word, f"{sum(one.verdict.held)}/{len(one.claim.checks)}",
+        (str(one.claim.number), one.claim.title, one.word, f"{sum(one.verdict.held)}/{len(one.claim.checks)}",
          f"{one.seconds:.0f}") for one in reports
     ]  # fmt: skip
     show_table(("", "claim", "verdict", "hold", "seconds"), rows)
@@ -66,3 +62,17 @@ def _go(wanted: list, out: Path, budget: float) -> int:
     if stopped is not None:
         raise stopped
     return 1 if any(report.outcome is None for report in reports) else 0
+
+
+def _write(out: Path, reports: list) -> Path:
+    """The page of the kept reports and these; its path. WorldError where nothing can be written there."""
+    from restrain.lineage import keeping, page, table
+    from restrain.run.files import world_error, write_atomic
+
+    path = out / "lineage.html"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, page.render(keeping.all_reports(out, table.CLAIMS, reports)))
+    except OSError as error:
+        raise world_error("write the page", path, error) from None
+    return path

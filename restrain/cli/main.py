@@ -42,6 +42,7 @@ from restrain.cli.why import why
 from restrain.errors import RestrainError, UserError, nearest, printable
 
 INTERRUPTED = 130
+STOPPED = "stopped by Ctrl-C before the command was done"
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Unable to allocate")
 
 
@@ -56,6 +57,16 @@ class _Commands(TyperGroup):
             known = ", ".join(self.commands)
             raise UserError(f"There is no command {args[0]!r}.{nearest(args[0], self.commands)} Commands: {known}.")
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # which the library would turn into an exit code without a word
+            raise _Interrupted from None
+
+
+class _Interrupted(Exception):
+    """Ctrl-C in a command that keeps nothing; one that does (train, sweep, lineage) takes the signal itself."""
 
 
 app = typer.Typer(
@@ -113,7 +124,9 @@ app.add_typer(checkpoint, name="checkpoint")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code; never a traceback unless ``RESTRAIN_DEBUG=1``."""
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
+    code = run(sys.argv[1:] if argv is None else argv)
+    mirrors = sys.modules.get("restrain.run.mirrors.base")  # imported by a run alone
+    (mirrors.leave if mirrors is not None else sys.exit)(code)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -127,7 +140,8 @@ def run(argv: Sequence[str]) -> int:
         # The reader (head, less) has seen enough. Python would complain again when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
+    except (_Interrupted, KeyboardInterrupt):
+        sys.stderr.write(f"\n{STOPPED}\n")  # below what stands half-written, and the terminal's ^C
         return INTERRUPTED
     except Exception as error:
         if debug:

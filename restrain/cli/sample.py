@@ -39,7 +39,9 @@ def sample(
     loaded = load_weights(run, weights)
     for notice in loaded.located.notices:
         typer.echo(notice, err=True)
-    typer.echo(sampled(loaded, Wanted(start, tokens, temperature, top_k or None, seed), tokenizer))
+    for piece in sampled(loaded, Wanted(start, tokens, temperature, top_k or None, seed), tokenizer):
+        typer.echo(piece, nl=False)  # and flushed: the text is read while it is drawn
+    typer.echo()
     typer.echo(f"{tokens} tokens, seed {seed}; {loaded.weights} of {loaded.located.checkpoint}", err=True)
 
 

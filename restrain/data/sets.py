@@ -26,6 +26,10 @@ from restrain.data.wds.staged import StagedSource
 from restrain.data.wds.stages import Stage, find_stages
 from restrain.data.wds.stream import StreamSource
 from restrain.errors import UserError, WorldError
+from restrain.recipe.schema_data import Folder, Tokens, WebDataset
+
+# What data.eval is where nobody says it.
+EVAL = {one.__name__.lower(): one.model_fields["eval"].default for one in (Folder, WebDataset, Tokens)}
 
 
 def open_source(
@@ -54,6 +58,12 @@ def open_source(
     if split == "train" and getattr(data, "mode", "") == "stream":
         return StreamSource(data, wrapped, classes)
     source = _open_files(data, split, classes, reporter)
+    # A set without what `eval` is by default has nothing to evaluate on; what somebody has named has to be there.
+    if source is None and data.eval is not None and data.eval != EVAL.get(data.name):
+        raise UserError(
+            f"Nothing in {redact(str(data.root))} matches data.eval={data.eval!r}. Correct it, or set data.eval=null "
+            f"to evaluate on nothing."
+        )
     if source is not None and len(source.counts) and not source.counts.sum():
         raise WorldError(
             f"Every sample of data.{split} in {redact(str(data.root))} is excluded by its index. Restore the shards, "

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from restrain.insight import stream
 from restrain.insight.quantities import NAMES
 from restrain.models import Join, ResidualBlock, joins, residual_blocks
-from restrain.models.residual import GateJoin, ScaledAddJoin, ScaleJoin, ShortcutGateJoin
+from restrain.models.residual import ForgetJoin, GateJoin, ScaledAddJoin, ScaleJoin, ShortcutGateJoin
 
 Values = dict[str, list[float | None]]
 ON_DEVICE = ("ratio", "cosine", "mean", "variance", "rank", "gate")
@@ -166,7 +166,9 @@ def arriving(join: Join, x: Tensor, branch: Tensor) -> Tensor:
 
 
 def gate_of(join: Join, x: Tensor) -> Tensor | None:
-    """The mean of a gating join's t(x), computed once more; None for other joins."""
+    """The mean of a gating join's t(x), computed once more, or of a forget gate's f; None for other joins."""
+    if isinstance(join, ForgetJoin):
+        return None if join.opened is None else stream.wide(join.opened).mean()
     return stream.wide(join.gate(x)).mean() if isinstance(join, GateJoin) else None
 
 

@@ -145,7 +145,7 @@ class Progress:
             self._print_line()
 
     def evaluating(self, done: int, total: int) -> None:
-        """Say how far an evaluation is, in images."""
+        """Say how far an evaluation is, in samples."""
         if self.quiet:
             return
         now = self._now

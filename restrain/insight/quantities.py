@@ -22,8 +22,14 @@ QUANTITIES = (
     Quantity("grad", "Gradient norm", "of the mean loss by the stream behind the join", log=True),
     Quantity("mean", "Mean", "of the stream behind the join", signed=True),
     Quantity("variance", "Variance", "of the stream behind the join", log=True),
-    Quantity("dead", "Dead units", "share of ReLU units before the join that are zero in every row"),
+    Quantity(
+        "dead", "Dead units", "share of the units of ReLU modules, since the join before, that are zero in every row"
+    ),
     Quantity("rank", "Rank", "participation ratio of a sequence's tokens, at most the smaller of T and D", log=True),
-    Quantity("gate", "Gate", "mean of the share t that the join gives to the branch"),
+    Quantity(
+        "gate",
+        "Gate",
+        "mean share t that a join gives to the branch; of a forget gate, f that it leaves the stream",
+    ),
 )
 NAMES = tuple(quantity.name for quantity in QUANTITIES)

@@ -94,6 +94,12 @@ class Report:
     written: str = ""
     facts: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def word(self) -> str:
+        """The verdict; of trainings cut short a trial's, which proves nothing."""
+        trial = self.outcome is not None and self.budget < 1.0
+        return f"{self.verdict.word} (trial)" if trial else self.verdict.word
+
 
 def judge(checks: tuple[Check, ...], numbers: Mapping[str, float]) -> Verdict:
     """All hold: agrees. Some: agrees in part. None but side conditions: the small form does not show the claim."""

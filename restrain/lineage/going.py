@@ -23,7 +23,7 @@ def go(claims: Sequence[Claim], bench: Bench, told: Callable[[str], None]) -> It
         told(f"[{at}/{len(claims)}] claim {claim.number}: {claim.title}")
         report = examine(claim, bench)
         keeping.write(bench.folder, report)
-        told(f"claim {claim.number}: {report.verdict.word}, {report.seconds:.0f} s {report.verdict.why}".rstrip())
+        told(f"claim {claim.number}: {report.word}, {report.seconds:.0f} s {report.verdict.why}".rstrip())
         yield report
 
 

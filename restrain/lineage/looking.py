@@ -17,11 +17,17 @@ from torch import Tensor, nn
 
 from restrain.data.digits import DigitsSource
 from restrain.lineage.bench import Trained
-from restrain.models import residual_blocks
+from restrain.models import build_model, residual_blocks
 from restrain.recipe import Recipe
 from restrain.training import build
 from restrain.training.dropping import Dropping
 from restrain.training.loaded import load_weights
+
+
+def without_weights(**section: Any) -> nn.Module:
+    """The network of a recipe's ``model`` section, to be counted: on the meta device, which takes no memory."""
+    with torch.device("meta"):
+        return build_model(section)
 
 
 def fresh(recipe: Recipe) -> nn.Module:

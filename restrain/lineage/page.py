@@ -10,6 +10,7 @@ from restrain.lineage.charts import short
 from restrain.lineage.claim import Report
 
 TONES = {"agrees": "yes", "agrees in part": "part", "not shown": "no", "not run": "none"}
+TONES |= {f"{word} (trial)": tone for word, tone in TONES.items()}
 
 
 def render(reports: Sequence[Report]) -> str:
@@ -23,7 +24,7 @@ def render(reports: Sequence[Report]) -> str:
     template = environment.from_string((here / "page.html").read_text("utf-8"))
     return template.render(
         reports=reports,
-        counts={word: sum(report.verdict.word == word for report in reports) for word in TONES},
+        counts={word: sum(report.word == word for report in reports) for word in TONES},
         tones=TONES,
         style=style + (here / "page.css").read_text("utf-8"),
         told=told,

@@ -65,12 +65,25 @@ def build_model(
         )
         freeze(model, mapping.get("freeze") or [])
         return model
+    _refuse_idle(str(name), mapping)
     model = MODELS[str(name)](Wish.of({"join": {"name": OWN_JOIN.get(str(name), "add")}, **mapping}, sides))
     set_feedback(model, mapping.get("feedback") or "exact")
     if not any(parameter.is_meta for parameter in model.parameters()):
         init_model(model, seed)
     freeze(model, mapping.get("freeze") or [])
     return model
+
+
+def _refuse_idle(name: str, mapping: Mapping[str, Any]) -> None:
+    """UserError for a key of a section that does nothing for the network. What a transformer takes its spec says."""
+    for section in ("shape", "transformer", "recurrent"):
+        if name in TRANSFORMERS and section != "recurrent":
+            continue
+        taken = TAKEN.get(name, {}).get(section, ())
+        for key, value in (mapping.get(section) or {}).items():
+            if value is not None and key not in taken:
+                told = f", whose keys there are {', '.join(taken)}" if taken else f": it takes no model.{section}"
+                raise UserError(f"model.{section}.{key} does nothing for {name}{told}.{nearest(key, taken)}")
 
 
 def is_foreign(name: Any) -> bool:
@@ -110,6 +123,17 @@ OWN_JOIN = {
     **dict.fromkeys(densenet.SPECS, "concat"),
     **dict.fromkeys(highway.SPECS, "gate"),
     **dict.fromkeys((*vgg.SPECS, *alexnet.SPECS, "rnn"), "none"),
+}
+
+
+TRANSFORMERS = {*vit.SPECS, *gpt.SPECS, *bert.SPECS}
+SIZED = {"shape": ("depth", "width")}
+# Keys of these sections that do something, of networks that are no transformers; recipes have them of model_names.py.
+TAKEN: dict[str, dict[str, tuple[str, ...]]] = {
+    **dict.fromkeys(("highway_mlp", "highway_mlp_tanh", "skip_perceptron"), SIZED),
+    "rnn": SIZED | {"recurrent": ("reads",)},
+    "lstm1997": SIZED | {"recurrent": ("reads", "input_bias")},
+    "lstm": SIZED | {"recurrent": ("reads", "input_bias", "forget_bias")},
 }
 
 

@@ -103,8 +103,8 @@ class Fed(nn.Module):
 def set_feedback(model: nn.Module, kind: str) -> None:
     """Let every convolution and linear layer of ``model`` send the error down by ``kind``, in place.
 
-    Call it before weights are made: ``random`` gives each layer a buffer that init.py fills. ``exact`` leaves the model
-    as it is. Raises UserError for a kind that does not exist, or where a network's matrices are not in such layers.
+    Call it before weights are made: ``random`` gives each weight a buffer that init.py fills. ``exact`` leaves the
+    model as it is. Raises UserError for a kind that does not exist, or where a network's matrices are in no such layer.
     """
     if kind not in FEEDBACKS:
         raise UserError(f"model.feedback is {kind!r}; it is {', '.join(FEEDBACKS)}.{nearest(kind, FEEDBACKS)}")
@@ -128,6 +128,19 @@ def set_feedback(model: nn.Module, kind: str) -> None:
             layer.register_buffer(
                 BUFFER, torch.empty_like(layer.get_parameter("weight"), requires_grad=False), persistent=False
             )
+    share_matrices(model)
+
+
+def share_matrices(model: nn.Module) -> None:
+    """Let layers that share a weight share its random matrix, in place: an unrolled step has none of its own.
+
+    Torch keeps parameters one when it converts or moves a model, and buffers not.
+    """
+    first: dict[int, Tensor] = {}
+    for layer in model.modules():
+        if isinstance(layer, Fed) and BUFFER in layer._buffers:
+            matrix = first.setdefault(id(layer.get_parameter("weight")), layer.get_buffer(BUFFER))
+            setattr(layer, BUFFER, matrix)
 
 
 def conv2d(layer: nn.Conv2d, x_BCHW: Tensor, weight: Tensor, feedback: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from restrain.draws import Purpose, extend_torch, key, name_key, normal_torch, signed, uniform_torch
-from restrain.models.feedback import BUFFER
+from restrain.models.feedback import BUFFER, share_matrices
 from restrain.models.fill import ONE, ZERO, Fill, fan_in_uniform, he_normal
 from restrain.models.norm import GroupedBatchNorm
 
@@ -115,8 +115,10 @@ def _fill_of_feedback(module: nn.Module, fill: Fill) -> Fill:
 def init_model(model: nn.Module, seed: int) -> None:
     """Fill every parameter and every buffer in place; what the memory held before does not matter.
 
-    Tied parameters are filled once, under the name by which ``named_parameters`` knows them.
+    Tied parameters are filled once, under the name by which ``named_parameters`` knows them; so are their matrices of
+    feedback.
     """
+    share_matrices(model)
     rules = fills(model)
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, tensor in tensors.items():

@@ -286,14 +286,18 @@ class ForgetJoin(Join):
     """y = f x + branch, with the gate f computed by the block.
 
     It is the cell of an LSTM with a forget gate, c_t = f_t c_{t-1} + i_t g_t (Gers, Schmidhuber and Cummins 2000).
-    Fully open, f = 1, it is ``add``: the LSTM of 1997. Observers are shown x before the gate. No recipe names it: it
-    comes with the network.
+    Fully open, f = 1, it is ``add``: the LSTM of 1997. Observers are shown x before the gate, and find f in ``opened``.
+    No recipe names it: it comes with the network.
     """
 
     name = "forget"
+    opened: Tensor | None = None
 
     def forward(self, x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
-        return self.shown(x, branch, gate * x + branch)
+        self.opened = gate.detach() if self.observers else None
+        y = self.shown(x, branch, gate * x + branch)
+        self.opened = None
+        return y
 
 
 class Conv1x1Join(Join):

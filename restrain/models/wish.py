@@ -49,6 +49,11 @@ class Wish:
             # A branch that starts at zero makes the block an identity (Goyal et al. 2017, section 5.1); without a
             # shortcut it would make the network a constant.
             zero_init = join.starts_at_zero
+        if zero_init and not join.keeps_shortcut:
+            raise UserError(
+                f"model.zero_init is true, but with model.join.name={join.name} a branch of zeros makes the network's "
+                f"output constant. Use auto or false."
+            )
         return cls(
             section["name"],
             section["classes"],

@@ -116,6 +116,8 @@ def _model(recipe: "Recipe") -> Iterator[Problem]:
             f"= true with model.join.scale = {model.join.scale}: a branch and its factor would both start at zero, and "
             f"neither would ever learn; use auto",
         )
+    if model.join.name == "scale" and model.join.branch == 0:
+        yield Problem("model.join.branch", "= 0: no branch would ever count, or learn; use another number")
     if model.join.name == "none":
         yield from _idle(drop, "rate", "model.drop_path", "with model.join.name = none no path is left when one drops")
         if model.zero_init is True:

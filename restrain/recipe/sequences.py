@@ -43,6 +43,12 @@ def reading(recipe: "Recipe") -> Iterator[Pair]:
             "model.name",
             f"= {recipe.model.name} reads sequences, and task = classify has images. Name another network",
         )
+    elif found is not None and found[0] in ("gpt", "bert") and recipe.task == "classify":
+        yield (
+            "model.name",
+            f"= {recipe.model.name} reads tokens, and task = classify has images. Name another network, such as vit, "
+            f"or set task = language",
+        )
     elif recurrent and reads != wanted and "/" not in recipe.task:
         yield "model.recurrent.reads", f"= {reads}, but the data of task = {recipe.task} are {wanted}: use {wanted}"
     elif not recurrent and recipe.task == "regress":

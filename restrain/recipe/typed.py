@@ -57,6 +57,13 @@ class Reader:
     def unknown(self, node: Mapping, cls: type[BaseModel], path: str, key: str, union: Sequence[Any]) -> None:
         fields = fields_of(cls)
         origin = node.keys.get(key, node.origin)
+        first, colon, rest = key.partition(":")
+        if colon and first in fields:  # which YAML reads as one word, a key without a value
+            self.problem(
+                origin,
+                f"{path or self.kind} has the word {key!r}: a space belongs after the colon, {{{first}: {rest}}}",
+            )
+            return
         where = origin.text.partition("=")[0] if origin.text else join(path, key)
         owners = [union_tag(one) for one in union if one is not cls and key in fields_of(one)]
         if owners:

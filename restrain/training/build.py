@@ -47,7 +47,7 @@ from restrain.training.border import Cadence
 from restrain.training.classify import Classify, build_loss
 from restrain.training.inputs import image_sides, like_inputs
 from restrain.training.language import Language, MaskedTokens
-from restrain.training.memory import lay_remat, optimizer_bytes
+from restrain.training.memory import check_room, lay_remat, optimizer_bytes
 from restrain.training.micro import PIXELS_A_STEP, PIXELS_A_TOKEN
 from restrain.training.own import Own, check_rows
 from restrain.training.placement import Placement
@@ -292,7 +292,7 @@ def build_engine(
     micro = micro or (recipe.batch.micro if recipe.batch.micro != "auto" else None)
     zero = layout.strategy in ZERO
     if not layout.is_sharded and not zero:
-        model = build_model_on(recipe, device, recipe.seed, own)
+        model = build_model_on(recipe, device, recipe.seed, own, gradients=True)
         spans.lay(model, recipe, layout, rank)
         _passes(recipe, model, micro, device, layout)
         return (DataParallel if layout.strategy == "ddp" else Engine)(model, layout, rank)
@@ -347,11 +347,15 @@ def _passes(recipe: Recipe, model: nn.Module, micro: int | None, device: torch.d
         blocks.apply_compile_whole(model)
 
 
-def build_model_on(recipe: Recipe, device: torch.device, seed: int, own: Build | None = None) -> nn.Module:
+def build_model_on(
+    recipe: Recipe, device: torch.device, seed: int, own: Build | None = None, gradients: bool = False
+) -> nn.Module:
     """The recipe's model on its device: built without memory, then filled by keyed initialisation.
 
     A model that is not ours fills itself while it is constructed, from keys as well: it is built on the host. ``own``:
-    what builds a script's.
+    what builds a script's. ``gradients``: room for them is wanted too.
+
+    Raises WorldError where the device has less memory than that.
     """
     section = recipe.model.model_dump()
     dtype = precision.dtype_of_weights(recipe.precision)
@@ -360,7 +364,8 @@ def build_model_on(recipe: Recipe, device: torch.device, seed: int, own: Build |
     else:
         with torch.device("meta"):
             model = build_model(section, sides=image_sides(recipe))
-        materialise(model.to(dtype), device, seed)
+        check_room(recipe.model.name, model.to(dtype), device, gradients)
+        materialise(model, device, seed)
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     set_group(model, recipe.batch.group)
     return model

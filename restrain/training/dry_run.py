@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -16,7 +15,7 @@ from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.training import build, opening, placement
 from restrain.training.dropping import Dropping
-from restrain.training.memory import Memory
+from restrain.training.memory import Memory, held_by
 
 ROWS_ON_A_CPU = 8  # of the batches of large networks a CPU computes a few images a second
 
@@ -45,13 +44,8 @@ class DryRun:
 def held_and_needed(recipe: Recipe, memory: Memory) -> tuple[int, int]:
     """Bytes of the device that is there, and those that a dry run takes: no optimizer, and on a CPU few rows."""
     device = placement.device_of(recipe, World())
-    held = (
-        torch.cuda.mem_get_info(device)[1]
-        if device.type == "cuda"
-        else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    )
     share = 1.0 if device.type == "cuda" else min(memory.micro, ROWS_ON_A_CPU) / memory.micro
-    return held, int(memory.weights + memory.gradients + memory.activations * share)
+    return held_by(device), int(memory.weights + memory.gradients + memory.activations * share)
 
 
 def dry_run(recipe: Recipe, data: build.Data | None, micro: int) -> DryRun:

@@ -18,6 +18,7 @@ from restrain.models.growth import match, source, zeroed
 from restrain.optim.optimizers import state_slots
 from restrain.recipe import Recipe, differences, is_placement, load, to_yaml
 from restrain.recipe.checks import show
+from restrain.recipe.model_names import family_of
 from restrain.run import checkpoint, journal, lockfile
 from restrain.run.folder import RunFolder
 from restrain.training import build
@@ -109,6 +110,8 @@ def _check_changes(was: Recipe, recipe: Recipe) -> None:
 def _matched(was: Recipe, recipe: Recipe, place: str) -> dict[str, str]:
     with torch.device("meta"):
         shallow, deep = (build_model(one.model.model_dump(), sides=build.image_sides(one)) for one in (was, recipe))
+    if (family_of(recipe.model.name) or ("",))[0] == "shared":
+        place = "end"  # the tensors that a stage shares bear the name of one of its first blocks
     names = [[name for name, _ in residual_blocks(model)] for model in (shallow, deep)]
     try:
         found = match(names[0], names[1], place)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from restrain.errors import WorldError
 from restrain.insight.cost import saved_bytes
+from restrain.insight.units import size
 from restrain.optim.optimizers import build_optimizer
 from restrain.parallel import blocks
 from restrain.parallel.layout import Layout
 from restrain.recipe import Recipe
 from restrain.training import remat
+
+CONTAINER = Path("/sys/fs/cgroup/memory.max")  # bytes, or max; of the Linux control group that this process sees
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,31 @@ class Memory:
     @property
     def total(self) -> int:
         return self.weights + self.gradients + self.optimizer + self.ema + self.activations
+
+
+def held_by(device: torch.device) -> int:
+    """Bytes of memory that a device has; of the host what the machine, or this process's container, has."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(whole, int(CONTAINER.read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return whole
+
+
+def check_room(name: str, model: nn.Module, device: torch.device, gradients: bool) -> None:
+    """Raises WorldError where ``model``, which may be on the meta device, does not fit ``device`` by its weights, and
+    their gradients where those are wanted."""
+    weights = _bytes([*model.parameters(), *model.buffers()])
+    needed = weights + (_bytes([p for p in model.parameters() if p.requires_grad]) if gradients else 0)
+    if needed > (held := held_by(device)):
+        parts = "its weights and their gradients" if gradients else "its weights"
+        raise WorldError(
+            f"model.name={name} takes {size(needed)} for {parts} alone, and this machine has {size(held)} of memory"
+            f"{' on its GPU' if device.type == 'cuda' else ''}. Use a machine that holds it, or a smaller model; "
+            f"restrain check counts it without memory."
+        )
 
 
 def memory_of(recipe: Recipe, model: nn.Module, side: int | None, micro: int, number_format: str) -> Memory:

@@ -98,7 +98,7 @@ def _facts(run: Summary, recipe: Recipe, info: dict[str, Any], history: dict[str
         else "-",
         "against expected": judged,
         "time of training": clock(training_seconds(history["wall"].values)[-1]) if "wall" in history else "-",
-        "images/s, median": _median(history, "train/samples_per_s", "{:,.0f}"),
+        "samples/s, median": _speed(recipe, history),
         "data wait, median": _median(history, "train/data_wait", "{:.1%}"),
         "hardware": f"{devices}, {placement.get('world', 1)} process(es)" if hardware else "-",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()) or "-",
@@ -106,6 +106,15 @@ def _facts(run: Summary, recipe: Recipe, info: dict[str, Any], history: dict[str
         "started": str(info.get("started") or "-"),
         "folder": str(run.path),
     }
+
+
+def _speed(recipe: Recipe, history: dict[str, Column]) -> str:
+    """Of a language model also in tokens: its samples are windows."""
+    told = _median(history, "train/samples_per_s", "{:,.0f}")
+    if recipe.data.kind != "tokens" or told == "-":
+        return told
+    tokens = np.median(history["train/samples_per_s"].values) * recipe.data.context
+    return f"{told} windows of {recipe.data.context}: {tokens:,.0f} tokens/s"
 
 
 def _median(history: dict[str, Column], name: str, form: str) -> str:

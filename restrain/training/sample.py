@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from restrain.data.text.codes import Bytes, Characters, FileTokenizer, described, named
+from restrain.data.text.streaming import pieces
 from restrain.errors import UserError
 from restrain.models.transformers.gpt import Gpt
-from restrain.models.transformers.sampling import sample_tokens
+from restrain.models.transformers.sampling import drawn_tokens
 from restrain.training.loaded import Loaded
 
 WORTH_THREADS = 10_000_000  # parameters; of a smaller model the matrix products of one token are not worth sharing
@@ -30,8 +32,8 @@ class Wanted:
     seed: int = 0
 
 
-def sample(loaded: Loaded, wanted: Wanted, tokenizer: str | None = None) -> str:
-    """The prompt and what the model goes on with; a pure function of weights and ``wanted``.
+def sample(loaded: Loaded, wanted: Wanted, tokenizer: str | None = None) -> Iterator[str]:
+    """The prompt and what the model goes on with, piece by piece; a pure function of weights and ``wanted``.
 
     Text where the tokenizer is known, that of the run's data or ``tokenizer`` (bytes, or a tokenizer.json); else the
     numbers of the tokens. Raises UserError for a run of another task, a prompt that the model has no tokens for, a
@@ -42,7 +44,7 @@ def sample(loaded: Loaded, wanted: Wanted, tokenizer: str | None = None) -> str:
         torch.set_num_threads(1)
     known = _tokenizer(loaded, tokenizer, isinstance(wanted.prompt, str))
     tokens = _encoded(known, wanted.prompt) if isinstance(wanted.prompt, str) else list(wanted.prompt)
-    found = sample_tokens(
+    drawn = drawn_tokens(
         model,
         torch.tensor([tokens], dtype=torch.int64),
         wanted.tokens,
@@ -51,8 +53,10 @@ def sample(loaded: Loaded, wanted: Wanted, tokenizer: str | None = None) -> str:
         seed=wanted.seed,
         known=None if known is None else known.size,
     )
-    whole = [*tokens, *found[0].tolist()]
-    return " ".join(map(str, whole)) if known is None else known.decode(np.array(whole))
+    whole = chain(tokens, (int(one) for one in drawn))
+    if known is not None:
+        return pieces(known, whole)
+    return (f" {token}" if number else str(token) for number, token in enumerate(whole))
 
 
 def _speaker(loaded: Loaded) -> Gpt:
@@ -77,7 +81,9 @@ def _tokenizer(loaded: Loaded, name: str | None, needed: bool) -> Tokenizer | No
         return named(name)
     told: dict[str, Any] = loaded.info.get("tokenizer") or {}
     file = Path(told.get("root", ".")) / told.get("file", "")
-    if told.get("name", "raw") == "raw":
+    if not told:
+        why = "its run.json, which says what its tokens mean, is missing or damaged"
+    elif told.get("name", "raw") == "raw":
         why = "the run was trained on raw tokens, and nobody says what they mean"
     elif told["name"] == "file" and not file.is_file():
         why = f"the tokenizer that the run's data were packed with, {file}, is not there"

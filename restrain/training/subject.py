@@ -80,7 +80,7 @@ def of_recipe(recipe: Recipe, name: str) -> Subject:
     number_format = "fp64" if recipe.precision == "fp64" else "fp32"
     data, why = _opened(recipe)
     recipe = build.with_classes(recipe.model_copy(update={"precision": number_format}), data)
-    task = _task(recipe, build.build_model_on(recipe, CPU, recipe.seed), data)
+    task = _task(recipe, build.build_model_on(recipe, CPU, recipe.seed, gradients=True), data)
     set_group(task.model, None)  # of all rows that there will be
     for module in task.model.modules():
         if isinstance(module, GroupedBatchNorm):

@@ -119,7 +119,7 @@ LANGUAGE = [
     ),
     Case(
         "The text is too short for its windows",
-        "data.context=16: text.txt has 27 tokens, and training takes two windows. Use a smaller context or another data.holdout.",
+        "data.context=16: text.txt has 27 tokens to train on, and training takes two windows. Use data.context=13 or less, or a longer text.",
         2,
         "Take a longer text.",
         _train(text=b"to be or not to be that is the"),

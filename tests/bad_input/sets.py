@@ -46,6 +46,11 @@ def _other_classes(place: Place) -> Outcome:
     return place.pictures()
 
 
+def _eval_that_is_not_there(place: Place) -> Outcome:
+    folder_set(place)
+    return place.pictures("data.eval=tset")
+
+
 def _classes(place: Place) -> Outcome:
     folder_set(place)
     return place.pictures("model.classes=7")
@@ -161,6 +166,13 @@ ROOTS = [
         2,
         "Make the folders the same, or set data.eval=null.",
         _other_classes,
+    ),
+    Case(
+        "An evaluation set is named that is not there",
+        "Nothing in set matches data.eval='tset'. Correct it, or set data.eval=null to evaluate on nothing.",
+        2,
+        "Correct the name, or set data.eval=null.",
+        _eval_that_is_not_there,
     ),
     Case(
         "model.classes is not the number of class folders",

@@ -39,6 +39,26 @@ def test_bad_input(words: list[str], says: str, capsys: pytest.CaptureFixture[st
     assert says in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_made_is_found_before_the_first_claim(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert run(["lineage", "5", "-o", str(tmp_path / "file" / "lineage")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: Cannot write the page ({tmp_path}/file")
+    assert "claim 5" not in said
+
+
+def test_a_trial_is_called_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["lineage", "5", "--budget", "0.5", "-o", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert "claim 5: agrees (trial), " in said.err
+    assert "agrees (trial)  6/6" in said.out
+    assert ">agrees (trial)</span></h2>" in (tmp_path / "lineage.html").read_text()
+    assert run(["lineage", "5", "-o", str(tmp_path)]) == 0
+    assert "(trial)" not in capsys.readouterr().out
+
+
 def test_a_list_runs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,10 @@
 """``restrain sample``: text from a run, the same for the same seed, in its own characters; and who has none."""
 
 import json
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +46,17 @@ def test_same_seed_same_text(folder: Path, capsys: pytest.CaptureFixture[str]) -
     shorter = said(capsys, str(folder), "--prompt", "to be", "--tokens", "20")
     assert text.startswith(shorter)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_text_is_written_while_it_is_drawn_and_ctrl_c_says_one_line(folder: Path) -> None:
+    words = [sys.executable, "-m", "restrain", "sample", str(folder), "--prompt", "to be", "--tokens", "1000000"]
+    drawing = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert drawing.stdout is not None
+    assert drawing.stdout.read(50).startswith(b"to be")  # of a text that would take minutes
+    drawing.send_signal(signal.SIGINT)
+    _, told = drawing.communicate(timeout=60)
+    assert drawing.returncode == 130
+    assert told.decode().split("\n") == ["", "stopped by Ctrl-C before the command was done", ""]
 
 
 def test_greedy_text_has_no_seed_and_top_k_one_is_greedy(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,6 +109,16 @@ def test_raw_tokens_have_no_text(folder: Path, capsys: pytest.CaptureFixture[str
         (folder / "run.json").write_text(json.dumps(info))
 
 
+def test_a_damaged_run_json_is_not_called_raw_tokens(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = (folder / "run.json").read_text()
+    try:
+        (folder / "run.json").write_text("{")
+        told = error(capsys, str(folder), "--prompt", "to")
+        assert "its run.json, which says what its tokens mean, is missing or damaged. Give --tokenizer" in told
+    finally:
+        (folder / "run.json").write_text(whole)
+
+
 def test_other_commands_say_that_they_are_for_images(
     folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -111,7 +136,10 @@ def test_evaluate_report_and_export_work(folder: Path, capsys: pytest.CaptureFix
     best = min(line["eval/loss"] for line in lines if "eval/loss" in line)
     assert found["eval/loss"] == pytest.approx(best, rel=1e-6)
     assert run(["report", str(folder), "-o", str(tmp_path / "page.html")]) == 0
-    assert "eval/perplexity" in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert "eval/perplexity" in page
+    assert re.search(r"windows of 16: [\d,]+ tokens/s", page)
+    assert "images/s" not in page
     assert run(["export", str(folder), "--to", "safetensors", "-o", str(tmp_path / "model.safetensors")]) == 0
     sidecar = json.loads((tmp_path / "model.safetensors.json").read_text())
     assert sidecar["input"] == {"dtype": "int64", "shape": ["batch", 16]}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from restrain.cli.main import run as command
+from restrain.training import memory
 from restrain.training.evaluate_run import evaluate_run
 from tests import worlds
 
@@ -70,6 +71,26 @@ def test_a_network_that_adds_for_itself(capsys: pytest.CaptureFixture) -> None:
 def test_wrong_wishes(run: Path, capsys: pytest.CaptureFixture, words: list[str], told: str) -> None:
     assert command([str(run) if word == "RUN" else word for word in words]) == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["probe", "digits_resnet20"], "takes 2.16 MB for its weights and their gradients alone"),
+        (["lesion", "RUN"], "takes 1.08 MB for its weights alone"),
+    ],
+)
+def test_a_network_larger_than_the_machine(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, words: list, told: str
+) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(memory, "CONTAINER", limit)
+    limit.write_text("1000000\n")
+    assert command([str(run) if word == "RUN" else word for word in words]) == 1
+    said = capsys.readouterr().err
+    assert f"model.name=cifar_resnet20 {told}, and this machine has 1 MB of memory" in said
+    limit.write_text("max\n")
+    assert memory.held_by(torch.device("cpu")) > 1_000_000
 
 
 def test_lesions_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -146,6 +146,19 @@ def test_without_a_holdout_nothing_is_evaluated(root: Path) -> None:
 def test_what_cannot_be(root: Path) -> None:
     with pytest.raises(UserError, match="training takes two windows"):
         open_text(section(context=600), root, "train")
+    for text, told in (("", "text.txt is empty"), ("a", "text.txt is 'a' alone"), ("aaaa", "text.txt is 'a' alone")):
+        (root / "short.txt").write_text(text)
+        with pytest.raises(UserError, match=told.replace("text", "short", 1)):
+            open_text(section(train="short.txt"), root, "train")
+    (root / "short.txt").write_text("ab" * 10)
+    with pytest.raises(UserError, match=r"18 tokens to train on, .* Use data\.context=9 or less"):
+        open_text(section(train="short.txt", context=10), root, "train")
+    open_text(section(train="short.txt", context=9), root, "train")
+    (root / "short.txt").write_text("ab")
+    with pytest.raises(UserError, match="has 1 token to train on, too few for any"):
+        open_text(section(train="short.txt", context=1), root, "train")
+    with pytest.raises(UserError, match=r"has 1 token to evaluate on, .* Use a larger data\.holdout"):
+        open_text(section(train="short.txt", context=1), root, "eval")
     with pytest.raises(UserError, match=r"data.train: .*gone.txt cannot be read"):
         open_text(section(train="gone.txt"), root, "train")
     (root / "text.txt").write_bytes(b"abc\xff")

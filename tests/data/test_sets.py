@@ -45,6 +45,8 @@ def test_shards(tmp_path):
     }
     assert open_source(section("webdataset", tmp_path), "eval") is None
     assert open_source(section("webdataset", tmp_path, eval=None), "eval") is None
+    with pytest.raises(UserError, match=r"Nothing in .* matches data\.eval='test-\*\.tar'\."):
+        open_source(section("webdataset", tmp_path, eval="test-*.tar"), "eval")
     source.close()
 
 
@@ -140,7 +142,10 @@ def test_folder(tmp_path):
     with pytest.raises(BadSample, match="checksum"):
         source.read(1, 1)
     assert open_source(section("folder", tmp_path), "eval", classes=2).counts.tolist() == [1, 1]
-    assert open_source(section("folder", tmp_path, eval="test"), "eval") is None
+    with pytest.raises(UserError, match=r"matches data\.eval='test'\. Correct it, or set data\.eval=null"):
+        open_source(section("folder", tmp_path, eval="test"), "eval")
+    (tmp_path / "val").rename(tmp_path / "other")
+    assert open_source(section("folder", tmp_path), "eval") is None  # which is so by default
 
 
 def test_folders_that_do_not_fit(tmp_path):

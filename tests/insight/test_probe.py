@@ -1,5 +1,7 @@
 """What probes read is what the definitions say, and reading leaves no trace."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -185,3 +187,15 @@ def test_of_a_gated_branch_what_the_gate_lets_through() -> None:
     assert len(names) == 9
     assert max(found["ratio"]) < 0.05
     assert max(found["gate"]) < 0.05
+
+
+def test_the_forget_gate_at_each_step_of_time() -> None:
+    """Without weights the gates are the sigmoid of their biases."""
+    section = {"name": "lstm", "classes": 3, "in_chans": 2, "shape": {"width": 4}, "recurrent": {"forget_bias": 2.0}}
+    model = build_model(section)
+    for matrix in (model.layers[0].weight_ih, model.layers[0].weight_hh):
+        nn.init.zeros_(matrix)
+    names, found = read(model, values(2, 5, 2, dtype=torch.float32))
+    assert names == ["layers.0.join", *(f"layers.0.join#{t}" for t in range(2, 6))]
+    assert found["gate"] == pytest.approx([1 / (1 + math.exp(-2.0))] * 5)
+    assert model.layers[0].join.opened is None

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from torch import nn
 
 from restrain import draws
+from restrain.errors import UserError
 from restrain.models import Fill, build_model, init_model, init_tensor, materialise, residual_blocks
 from restrain.models.init import CHUNK, fills
 
@@ -106,15 +107,22 @@ def test_distributions():
         assert tensor.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
 
 
-@pytest.mark.parametrize(
-    ("join", "zero_init", "scale"), [("add", "auto", 0), ("none", "auto", 1), ("add", False, 1), ("none", True, 0)]
-)
+@pytest.mark.parametrize(("join", "zero_init", "scale"), [("add", "auto", 0), ("none", "auto", 1), ("add", False, 1)])
 def test_zero_init_of_the_last_norm(join, zero_init, scale):
     for name, last in (("cifar_resnet20", "bn2"), ("resnet50", "bn3")):
         with torch.device("meta"):
             model = build_model({"name": name, "classes": 10, "join": {"name": join}, "zero_init": zero_init})
         assert fills(model)[f"layer2.1.{last}.weight"] == Fill("constant", scale)
         assert fills(model)["layer2.1.bn1.weight"] == Fill("constant", 1.0)
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet20", "cifar_preresnet20", "vgg16_bn", "gpt2"])
+def test_a_network_of_nothing_but_zeros_is_refused(name):
+    with (
+        pytest.raises(UserError, match=r"model\.zero_init is true, but .*\.name=none.* constant"),
+        torch.device("meta"),
+    ):
+        build_model({"name": name, "classes": 10, "join": {"name": "none"}, "zero_init": True})
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet20", "cifar_preresnet20", "cifar_shared_resnet20"])

@@ -7,8 +7,9 @@ from types import ModuleType
 
 import pytest
 
-from restrain.models import MODELS
-from restrain.models.build import OWN_JOIN
+from restrain.errors import UserError
+from restrain.models import MODELS, build_model
+from restrain.models.build import OWN_JOIN, TAKEN, TRANSFORMERS
 from restrain.recipe.model_names import FAMILIES, NAMES
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "figures" / "model_table.py"
@@ -60,3 +61,30 @@ def test_recipes_and_models_give_a_network_the_same_join():
         for name in family.names:
             assert OWN_JOIN.get(name, "add") == family.join, name
     assert set(OWN_JOIN) <= set(MODELS) == set(NAMES)
+
+
+def test_recipes_and_models_take_the_same_keys():
+    for family in FAMILIES.values():
+        for name in family.names:
+            own = TAKEN.get(name, {})
+            assert own.get("recurrent", ()) == family.recurrent, name
+            if name not in TRANSFORMERS:
+                assert (own.get("shape", ()), family.transformer) == (family.shape, ()), name
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"name": "cifar_resnet20", "shape": {"depth": 3}}, "shape.depth does nothing for cifar_resnet20: it takes no"),
+        ({"name": "vgg16", "transformer": {"order": "pre"}}, "transformer.order does nothing for vgg16"),
+        (
+            {"name": "lstm", "shape": {"width": 4, "heads": 2}},
+            "shape.heads does nothing for lstm, whose keys there are",
+        ),
+        ({"name": "rnn", "recurrent": {"forget_bias": 1.0}}, "recurrent.forget_bias does nothing for rnn"),
+        ({"name": "gpt2", "recurrent": {"reads": "tokens"}}, "recurrent.reads does nothing for gpt2"),
+    ],
+)
+def test_keys_that_do_nothing_are_refused(section, said):
+    with pytest.raises(UserError, match=f"model.{said}"):
+        build_model(section | {"classes": 10})

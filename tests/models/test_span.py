@@ -18,7 +18,6 @@ from restrain.models import StagedStatistics, set_group
 from restrain.models.norm import GroupedBatchNorm1d, GroupedBatchNorm2d
 from restrain.models.span import Span, combined, own_statistics
 from restrain.parallel.distributed import span_of
-from restrain.parallel.world import World
 from tests.worlds import CONTEXT
 
 
@@ -66,7 +65,7 @@ def compare(
     rank: int, world: int, x: Tensor, tolerance: float, dtype: torch.dtype = torch.float64, **options: bool
 ) -> None:
     """Output, gradients and running statistics of this rank's rows, from all rows [world * b, C, ...]."""
-    span = span_of(World(rank, world), world)
+    span = span_of(rank, world)
     ours = a_norm(x.shape[1], x.ndim, dtype, **options)
     whole = copy.deepcopy(ours).double()
     set_group(ours, x.shape[0], span)
@@ -144,7 +143,7 @@ def _two_groups_over_four(rank: int, world: int) -> None:
         expected.accumulate()
     for remat in (False, True):
         model = Two(remat)
-        set_group(model, 8, span_of(World(rank, world), 2))
+        set_group(model, 8, span_of(rank, 2))
         staged = StagedStatistics(model)
         mine = slice(rank * 4, rank * 4 + 4)
         model(x[mine]).backward(upstream[mine])

@@ -68,7 +68,7 @@ class Cell:
 
     @property
     def offered(self) -> bool:
-        """BatchNorm is not cut over a tensor group; a part of a group is one micro-batch, and transformers have none."""
+        """BatchNorm is not cut over a tensor group; a part of a group is one micro-batch; transformers have none."""
         if "groups" in self.layout:
             return self.model == "resnet" and self.accumulation == 1
         return not (self.model == "resnet" and self.layout.startswith("tensor"))

@@ -43,6 +43,11 @@ CASES = {
     "optimizer=adamw": "optimizer: 'adamw' is a name; write optimizer.name=adamw.",
     "model=resnet50": "model: 'resnet50' is not a section with the keys name, classes, in_chans, join, zero_init, freeze, "
     "drop_path, feedback, stem, downsample, blurpool, shape, transformer, recurrent, init.",
+    "model.shape={depth:2}": "model.shape has the word 'depth:2': a space belongs after the colon, {depth: 2}.",
+    "model.join={name: add, scale:rezero}": "model.join has the word 'scale:rezero': a space belongs after the colon, "
+    "{scale: rezero}.",
+    "model.join={name: scale, branch: 0}": "model.join.branch = 0: no branch would ever count, or learn; use another "
+    "number.",
     "precision=bf-16": "precision: 'bf-16' is not one of auto, fp32, bf16, fp16, fp64. Did you mean 'bf16'?",
     "length=90": "length: '90' has no unit; it takes a duration in ep (epochs) or st (optimizer steps).",
     "length=30min": "length = 30min has a unit that makes no sense here; write ep (epochs) or st (optimizer steps).",

@@ -438,6 +438,14 @@ def test_modes_that_do_not_fit_are_refused_by_name():
     with pytest.raises(UserError, match=r"layer1\.0\.bn1 is a BatchNorm"):
         check_mode(with_norm, "subset", 8, 64)
     check_mode(with_norm, "batch", 8, 64)
+    for name, join in (("cifar_preresnet20", "add"), ("cifar_densenet40_k12", "concat")):
+        with pytest.raises(UserError, match="is a BatchNorm: its statistics would be those of the kept rows alone"):
+            check_mode(
+                build_model({"name": name, "classes": 10, "join": {"name": join}, "drop_path": {"rate": 0.5}}),
+                "subset",
+                8,
+                64,
+            )
     with pytest.raises(UserError, match=r"group=4 and a rate of at most 0\.1 it drops no row.*batch\.group=8 is"):
         check_mode(stack(0.05, 0.1), "subset", 4, 64)
     with pytest.raises(UserError, match=r"keeps no row.*batch\.group=2 is"):

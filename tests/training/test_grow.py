@@ -40,6 +40,16 @@ def test_the_deeper_network_computes_the_same(shallow: Path, tmp_path: Path, pla
             assert torch.equal(was, now), weights
 
 
+def test_blocks_that_share_their_convolutions(tmp_path: Path) -> None:
+    run = tmp_path / "shared"
+    assert worlds.train(run, [*SETTINGS, "model.name=cifar_shared_resnet20"]).codes == [0]
+    found = grow(run, "cifar_shared_resnet56", tmp_path / "deep", LONGER)
+    x = values(8, 1, 8, 8, dtype=torch.float32)
+    with torch.no_grad():
+        was, now = (load_weights(one, "raw").model(x) for one in (run / "checkpoints" / "step-6", found.folder))
+    assert torch.equal(was, now)
+
+
 def test_what_was_learnt_is_carried_and_what_is_new_begins_at_zero(shallow: Path, tmp_path: Path) -> None:
     grow(shallow, "cifar_resnet32", tmp_path / "deep", LONGER)
     was, now = worlds.tensors(shallow, 6), worlds.tensors(tmp_path / "deep", 6)
@@ -54,6 +64,18 @@ def test_what_was_learnt_is_carried_and_what_is_new_begins_at_zero(shallow: Path
     assert not now["layer2.2.bn2.weight|param"].any()
     assert now["layer2.2.conv1.weight|param"].any()
     assert torch.equal(now["layer2.2.conv1.weight|param"], now["layer2.2.conv1.weight|ema"])
+
+
+def test_the_updates_of_new_parameters_are_counted_from_zero(tmp_path: Path) -> None:
+    """AdamW corrects its averages by the count of each parameter: the first update of a new one is of its gradient."""
+    shallow, deep = tmp_path / "shallow", tmp_path / "deep"
+    adamw = ["optimizer={name: adamw, lr: 1.0e-3, weight_decay: 0.05}", "length=2st", *SETTINGS[:1]]
+    assert worlds.train(shallow, [*adamw, "evaluate.every=2st", "checkpoint.every=2st"]).codes == [0]
+    grow(shallow, "cifar_resnet32", deep, ["length=4st"])
+    now = worlds.tensors(deep, 2)
+    assert float(now["layer2.3.conv1.weight|step"]) == 2.0  # a block of the old network
+    assert float(now["layer2.2.conv1.weight|step"]) == 0.0
+    assert not now["layer2.2.conv1.weight|exp_avg_sq"].any()
 
 
 def test_training_goes_on_where_it_was(shallow: Path, tmp_path: Path) -> None:

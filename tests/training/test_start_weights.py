@@ -149,3 +149,80 @@ def test_weights_of_another_attention(tmp_path: Path) -> None:
     other = load(vit[0], [vit[1], shape, "model.transformer={norm: layernorm, order: post}", f"model.init.from={run}"])
     with pytest.raises(UserError, match=r"model\.shape\.heads is 2, there it is 4; model\.transformer\.order is post"):
         start_weights.check(other.recipe, RunFolder("nowhere"), None, (8, 8), None)
+
+
+def saved_file(tmp_path: Path, section: dict) -> Path:
+    file = tmp_path / "weights.safetensors"
+    state = build_model(section, 1).state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("vit_tiny_patch16_224", ["model.join.name=none"], r"model\.join\.name is none, there it is add"),
+        ("resnet18", ["model.join={name: scale}"], r"model\.join\.name is scale, there it is add"),
+        ("vit_tiny_patch16_224", ["model.shape.heads=6"], r"model\.shape\.heads is 6, there it is 3"),
+        (
+            "vit_tiny_patch16_224",
+            ["model.transformer.activation=relu"],
+            r"model\.transformer\.activation is relu, there it is gelu",
+        ),
+    ],
+)
+def test_timms_weights_mean_what_they_meant(
+    name: str, changes: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They fit by name and shape in both, and are of the network by its name alone."""
+    file = saved_file(tmp_path, {"name": name, "classes": 10, "in_chans": 1})
+    monkeypatch.setattr(start_weights, "_fetched", lambda _repository: str(file))
+
+    def tried(more: list[str], source: str = "timm") -> list[str]:
+        """What a run would be told of them at its start."""
+        recipe = load("digits_resnet20", [f"model.name={name}", f"model.init.from={source}", *more]).recipe
+        start_weights.check(recipe, RunFolder("nowhere"), None, (224,), None)
+        with torch.device("meta"):
+            model = build_model(recipe.model.model_dump() | {"init": None}, sides=(224,))
+        return start_weights._fit(recipe, model, start_weights.find(recipe)).notices
+
+    assert tried([]) == []
+    with pytest.raises(UserError, match=f"{said}.*name the .safetensors file"):
+        tried(changes)
+    (notice,) = tried(changes, str(file))  # bare numbers, on purpose
+    assert re.search(f"taken as bare numbers; this network is not {name} as it is named: {said}", notice)
+    assert tried([], str(file)) == []
+
+
+@pytest.mark.parametrize(
+    ("transformer", "said"),
+    [
+        ("position: rotary", r"model\.transformer\.position is rotary, there it is learned"),
+        ("order: post", r"model\.transformer\.order is post, there it is pre"),
+        ("activation: relu", r"model\.transformer\.activation is relu, there it is gelu_tanh"),
+        ("position: none, order: post", r"position is none, .*order is post"),
+    ],
+)
+def test_gpt2s_layout_is_of_gpt2s_function(transformer: str, said: str, tmp_path: Path) -> None:
+    section = {"name": "gpt", "classes": 11, "shape": {"depth": 1, "width": 64, "heads": 1, "context": 8}}
+    file = tmp_path / "gpt2.safetensors"
+    save_file({"wte.weight": torch.zeros(11, 64)}, file)
+    recipe = load("shakespeare_gpt", [f"model.init.from={file}"]).recipe
+    source = start_weights.find(recipe)
+
+    def notices(more: dict) -> list[str]:
+        changed = recipe.model_copy(update={"model": type(recipe.model).model_validate(section | more)})
+        with torch.device("meta"):
+            model = build_model(changed.model.model_dump())
+        init = recipe.model.init
+        changed = changed.model_copy(update={"model": changed.model.model_copy(update={"init": init})})
+        return start_weights._same_function(changed, model, source, source.read())
+
+    assert notices({"transformer": {"activation": "gelu_tanh"}}) == []
+    (notice,) = notices({})
+    assert "gelu_tanh; this network has gelu" in notice
+    options = dict(part.split(": ") for part in transformer.split(", "))
+    with pytest.raises(UserError, match=f"layout of GPT-2's published weights.*{said}"):
+        notices({"transformer": options})
+    with pytest.raises(UserError, match=r"model\.join\.name is none, there it is add"):
+        notices({"join": {"name": "none"}})

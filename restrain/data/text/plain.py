@@ -41,11 +41,7 @@ class TextSource:
         self.tokenizer, self.context, self.vocabulary = tokenizer, context, tokenizer.size
         windows = len(tokens) // context - 1 if training else -(-(len(tokens) - 1) // context)
         if windows < 1:
-            raise UserError(
-                f"data.context={context}: {name} has {len(tokens)} tokens, and "
-                f"{'training takes two windows' if training else 'a window needs two'}. Use a smaller context or "
-                f"another data.holdout."
-            )
+            raise UserError(_too_short(name, len(tokens), context, training))
         self.names, self.counts = [name], np.array([windows], np.int64)
         self.stride = 1 if training else context
         self.length = len(tokens)
@@ -82,6 +78,20 @@ class TextSource:
         pass
 
 
+def _too_short(name: str, tokens: int, context: int, training: bool) -> str:
+    """Why a text holds no window, and what would."""
+    held = f"{name} has {tokens} token{'' if tokens == 1 else 's'}"
+    if not training:
+        return f"{held} to evaluate on, and a window needs two. Use a larger data.holdout, or a longer text."
+    if tokens < 2:
+        return f"{held} to train on, too few for any data.context. Use a longer text, or a smaller data.holdout."
+    most = tokens // 2
+    return (
+        f"data.context={context}: {held} to train on, and training takes two windows. Use data.context={most} or less, "
+        f"or a longer text."
+    )
+
+
 class ShiftedOrder(Order):
     """The order of windows, which begin at multiples of ``context`` from an offset on that each epoch draws anew.
 
@@ -109,6 +119,8 @@ def open_text(data: Any, root: Path, split: str) -> TextSource | None:
     """
     text = _read(root / data.train, "data.train")
     tokenizer = Bytes() if data.tokenizer == "bytes" else Characters("".join(sorted(set(text))))
+    if tokenizer.size == 1:
+        raise UserError(f"data.train: {root / data.train} is {text[0]!r} alone, of which there is nothing to learn.")
     if data.eval is not None:
         if split == "eval":
             name, text = data.eval, _read(root / data.eval, "data.eval")
@@ -141,6 +153,8 @@ def _read(path: Path, key: str) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{key}: {path} cannot be read: {error.strerror}. Name a text file below data.root.") from error
+    if not content:
+        raise UserError(f"{key}: {path} is empty. Name a text file below data.root that holds some text.")
     try:
         return content.decode()
     except UnicodeDecodeError as error:

@@ -90,7 +90,7 @@ CHARTS = (
     Chart("accuracy", "Accuracy", "%", ("train/top1", "eval/top1", "eval/top5")),
     Chart("lr", "Learning rate", "learning rate", ("train/lr",)),
     Chart("grad_norm", "Gradient norm", "norm", ("train/grad_norm",)),
-    Chart("throughput", "Throughput", "images/s", ("train/samples_per_s",)),
+    Chart("throughput", "Throughput", "samples/s", ("train/samples_per_s",)),
     Chart("wait", "Data wait", "share of a step", ("train/data_wait",)),
 )
 NO_CHART = ("epoch", "samples", "wall", "eval/count")

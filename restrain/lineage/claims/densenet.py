@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-
 from restrain.lineage.bench import Bench
 from restrain.lineage.charts import Line, lines
 from restrain.lineage.claim import Check, Claim, Outcome
 from restrain.lineage.claims.degradation import trained
-from restrain.models import build_model
+from restrain.lineage.looking import without_weights
 
 # Huang et al. 2016, table 2: millions of parameters of nets for CIFAR.
 PARAMETERS = {"cifar_densenet40_k12": 1.0, "cifar_densenet100_k12": 7.0, "cifar_densenetbc100_k12": 0.8}
@@ -18,8 +16,7 @@ def run(bench: Bench) -> Outcome:
     """Parameters beside the paper's, and a DenseNet of 40 layers beside plain and residual nets of 44."""
     numbers = {}
     for name, paper in PARAMETERS.items():
-        with torch.device("meta"):
-            model = build_model({"name": name, "classes": 10, "join": {"name": "concat"}})
+        model = without_weights(name=name, classes=10, join={"name": "concat"})
         numbers[f"parameters of {name} over the paper's"] = sum(p.numel() for p in model.parameters()) / 1e6 / paper
     dense = bench.train("digits_resnet56", "model.name=cifar_densenet40_k12", "model.join.name=concat")
     runs = {"DenseNet-40": dense, "plain-44": trained(bench, 44, "none"), "residual-44": trained(bench, 44, "add")}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-
 from restrain.lineage.bench import Bench, command
 from restrain.lineage.charts import bars
 from restrain.lineage.claim import Check, Claim, Outcome
-from restrain.models import build_model, residual_blocks
+from restrain.lineage.looking import without_weights
+from restrain.models import residual_blocks
 
 # One of each kind, and the year of its paper.
 MODELS = {
@@ -30,8 +29,7 @@ def run(bench: Bench) -> Outcome:
     """Residual blocks of each model, found by the same function that finds those of our own."""
     numbers: dict[str, float] = {}
     for name in MODELS:
-        with torch.device("meta"):
-            model = build_model({"name": f"timm/{name}", "classes": 10})
+        model = without_weights(name=f"timm/{name}", classes=10)
         numbers[f"residual blocks of {name}"] = len(residual_blocks(model))
     found = list(numbers.values())
     rows = [(f"{name} ({year})", count) for (name, year), count in zip(MODELS.items(), found, strict=True)]

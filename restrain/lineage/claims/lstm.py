@@ -52,4 +52,5 @@ CLAIM = Claim(
         Check("gradient through 200 steps, LSTM of 2000, bias 3", ">", 1e-6),
     ),
     run=run,
+    long=("restrain train adding_lstm", "restrain train adding_lstm1997", "restrain train adding_rnn"),
 )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-
 from restrain.lineage.bench import Bench
 from restrain.lineage.charts import Line, lines
 from restrain.lineage.claim import Check, Claim, Outcome
 from restrain.lineage.claims.degradation import trained
-from restrain.models import build_model
+from restrain.lineage.looking import without_weights
 
 NAMES = {"own weights": "cifar_resnet56", "shared weights": "cifar_shared_resnet56"}
 
@@ -21,8 +19,7 @@ def run(bench: Bench) -> Outcome:
         "shared weights": bench.train("digits_resnet56", f"model.name={NAMES['shared weights']}"),
     }
     for kind, one in runs.items():
-        with torch.device("meta"):
-            model = build_model({"name": NAMES[kind], "classes": 10, "in_chans": 1})
+        model = without_weights(name=NAMES[kind], classes=10, in_chans=1)
         numbers[f"parameters, {kind}"] = sum(parameter.numel() for parameter in model.parameters())
         numbers[f"training loss, {kind}"] = one.loss
         numbers[f"held-out accuracy, {kind}, %"] = one.metrics["eval/top1"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from torch import nn
 
 from restrain.insight.cost import forward_macs
 from restrain.lineage.bench import Bench, command
 from restrain.lineage.charts import bars
 from restrain.lineage.claim import Check, Claim, Outcome
-from restrain.models import build_model, residual_blocks
+from restrain.lineage.looking import without_weights
+from restrain.models import residual_blocks
 from restrain.models.convnets.resnet import Bottleneck
 
 # He et al. 2015, table 1: multiply-adds of a 224 x 224 image; table 6: millions of parameters.
@@ -20,13 +21,13 @@ def run(bench: Bench) -> Outcome:
     """Counts on the meta device beside the paper's."""
     numbers, rows, apart = {}, [], {"multiply-adds": 0.0, "parameters": 0.0}
     for name, paper in MACS.items():
-        model = _built(name, 1000)
+        model = without_weights(name=name, classes=1000)
         numbers[f"multiply-adds of {name}, 10^9"] = forward_macs(model, 3, 224, 224) / 1e9
         numbers[f"share of bottlenecks in {name}"] = _bottlenecks(model)
         _compare(apart, rows, "multiply-adds", name, numbers[f"multiply-adds of {name}, 10^9"] * 1e9 / paper)
     for depth, paper in PARAMETERS.items():
         name = f"cifar_resnet{depth}"
-        count = sum(parameter.numel() for parameter in _built(name, 10).parameters()) / 1e6
+        count = sum(parameter.numel() for parameter in without_weights(name=name, classes=10).parameters()) / 1e6
         numbers[f"parameters of {name}, 10^6"] = count
         _compare(apart, rows, "parameters", name, count / paper)
     numbers |= {f"largest deviation of {what}": value for what, value in apart.items()}
@@ -40,12 +41,7 @@ def run(bench: Bench) -> Outcome:
     )
 
 
-def _built(name: str, classes: int) -> torch.nn.Module:
-    with torch.device("meta"):
-        return build_model({"name": name, "classes": classes})
-
-
-def _bottlenecks(model: torch.nn.Module) -> float:
+def _bottlenecks(model: nn.Module) -> float:
     found = [isinstance(block, Bottleneck) for _, block in residual_blocks(model)]
     return sum(found) / len(found)
 

@@ -72,5 +72,11 @@ CLAIM = Claim(
         Check("loss of the grown ResNet-56", "<", "loss of plain-56", 0.1),
     ),
     run=run,
-    long=("restrain grow RUN --to cifar_resnet56", "restrain train cifar10_resnet20", "restrain train cifar10_plain56"),
+    # Twice the steps: the schedule goes on from the middle of the longer one.
+    long=(
+        "restrain train cifar10_resnet20 --run RUN",
+        "restrain grow RUN --to cifar_resnet56 length=128000st --run GROWN",
+        "restrain resume GROWN",
+        "restrain train cifar10_plain56",
+    ),
 )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from restrain.lineage.bench import Bench, command
 from restrain.lineage.charts import bars
 from restrain.lineage.claim import Check, Claim, Outcome
-from restrain.models import build_model, joins, residual_blocks
+from restrain.lineage.looking import without_weights
+from restrain.models import joins, residual_blocks
 
 NAMES = ("gpt2", "gpt2_xl", "gpt3_175b")
 VOCABULARY = 50257
@@ -18,8 +18,7 @@ def run(bench: Bench) -> Outcome:
     """Blocks, joins, projections and parameters, counted on the meta device."""
     numbers, rows = {}, []
     for name in NAMES:
-        with torch.device("meta"):
-            model = build_model({"name": name, "classes": VOCABULARY})
+        model = without_weights(name=name, classes=VOCABULARY)
         blocks = [block for _, block in residual_blocks(model)]
         projections = [m for block in blocks for m in block.modules() if isinstance(m, nn.Linear)]
         numbers[f"blocks of {name}"] = len(blocks)

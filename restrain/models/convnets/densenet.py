@@ -162,7 +162,6 @@ def build(spec: DenseNetSpec, wish: Wish) -> DenseNet:
             f"model.zero_init is true, but a layer of {wish.name} that starts at zero would never learn: the BatchNorm "
             f"and ReLU behind it pass no gradient to channels that are zero everywhere. Set it to auto or false."
         )
-    wish.refuse_subset("a DenseNet normalises its branches with BatchNorm, whose statistics the dropped rows belong to")
     for key, plain in VARIANTS.items():
         if wish.options.get(key, plain) != plain:
             raise UserError(f"model.{key} is an option of ResNets, and {wish.name} is none.")

@@ -254,9 +254,6 @@ SPECS: dict[str, ResNetSpec] = {
 def build(spec: ResNetSpec, wish: Wish) -> PreActResNet:
     """A pre-activation ResNet of the given size with the recipe's join, drop path and zero initialisation."""
     wish.refuse_join("a pre-activation ResNet", "concat")
-    wish.refuse_subset(
-        "a pre-activation ResNet normalises its branches with BatchNorm, whose statistics the dropped rows belong to"
-    )
     for key, plain in VARIANTS.items():
         if wish.options.get(key, plain) != plain:
             raise UserError(f"model.{key} is an option of the ResNets of 2015, and {wish.name} is none.")

@@ -264,7 +264,6 @@ VARIANTS = {"stem": "basic", "downsample": "conv", "blurpool": False}
 def build(spec: ResNetSpec, wish: Wish) -> ResNet:
     """A ResNet of the given size with the recipe's join, drop path and zero initialisation."""
     wish.refuse_join("a ResNet", "concat")
-    wish.refuse_subset("a ResNet normalises its branches with BatchNorm, whose statistics the dropped rows belong to")
     chosen = {key: wish.options.get(key, plain) != plain for key, plain in VARIANTS.items()}
     for key, is_chosen in chosen.items():
         if is_chosen and spec.cifar:

@@ -205,6 +205,11 @@ def build(spec: RecurrentSpec, wish: Wish) -> Recurrent:
             f"model.drop_path.rate is {wish.rate}, but {wish.name} passes the same join at every step of time: "
             f"dropped there, a row would have no input. Use 0."
         )
+    if wish.options.get("zero_init") is True:
+        raise UserError(
+            f"model.zero_init is true, but {wish.name} passes one branch at every step of time, and that branch has no "
+            f"last layer of its own that could start at zero. Use auto."
+        )
     width, tokens = wish.size("width"), _options(wish).get("reads") == "tokens"
     inputs = [wish.classes if tokens else wish.in_chans] + [width] * (wish.size("depth", 1) - 1)
     return Recurrent([_layer(spec.cell, size, width, wish) for size in inputs], wish.classes, tokens)
@@ -217,9 +222,14 @@ def _layer(cell: type[Cell], inputs: int, width: int, wish: Wish) -> Cell:
     if not issubclass(cell, LSTMCell):
         return cell(inputs, width, wish.join.build(width, tokens=True), options.get("input_bias"))
     if not isinstance(wish.join.build(width, tokens=True), AddJoin):
+        scale = wish.join.options.get("scale")
+        asked = (
+            f"model.join.scale is {scale!r}" if wish.join.name == "add" else f"model.join.name is {wish.join.name!r}"
+        )
+        plain = "leave model.join.scale out" if wish.join.name == "add" else "use add"
         raise UserError(
-            f"model.join.name is {wish.join.name!r}, but the forget gate of {wish.name} is its join already: use add, "
-            f"or model.name=lstm1997, which has none."
+            f"{asked}, but the forget gate of {wish.name} is its join already: {plain}, "
+            f"or take model.name=lstm1997, which has none."
         )
     forget = options.get("forget_bias")
     return cell(inputs, width, ForgetJoin(), options.get("input_bias"), FORGET_BIAS if forget is None else forget)

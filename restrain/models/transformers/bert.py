@@ -18,10 +18,9 @@ from restrain.models.fill import ZERO, Fill
 from restrain.models.layers import Embedding
 from restrain.models.transformers.attention import Sight
 from restrain.models.transformers.block import build_blocks, final_norm
-from restrain.models.transformers.gpt import too_long
 from restrain.models.transformers.initial import FilledLinear
 from restrain.models.transformers.norms import norm_layer
-from restrain.models.transformers.positions import rotary_table, sincos_1d
+from restrain.models.transformers.positions import placed
 from restrain.models.transformers.spec import LanguageSpec
 from restrain.models.wish import Wish
 
@@ -84,9 +83,6 @@ class Bert(nn.Module):
         """``documents_BT`` int64: tokens see those of their own document alone. ``segments_BT`` int64: 0 or 1, the
         sentence of a pair; None: all 0. In evaluation negative tokens are padding, which the others do not see.
         Raises UserError for a sequence beyond the context."""
-        tokens = tokens_BT.shape[1]
-        if tokens > self.spec.context:
-            raise UserError(too_long(tokens, self.spec.context))
         if not self.training:
             is_padding = tokens_BT < 0
             documents_BT = torch.zeros_like(tokens_BT) if documents_BT is None else documents_BT
@@ -95,14 +91,8 @@ class Bert(nn.Module):
         # Segment 0 through the whole table: its other row then has a gradient, of zeros, on every rank and step.
         segments_BT = torch.zeros_like(tokens_BT) if segments_BT is None else segments_BT
         x_BTD = self.tok_embed(tokens_BT) + self.seg_embed(segments_BT)
-        if self.pos_embed is not None:
-            x_BTD = x_BTD + self.pos_embed.weight[:tokens]
-        elif self.spec.position == "sincos":
-            x_BTD = x_BTD + sincos_1d(0, tokens, self.spec.width, x_BTD)
+        x_BTD, rotary = placed(x_BTD, self.pos_embed, self.spec)
         x_BTD = self.drop(self.embed_norm(x_BTD))
-        rotary = None
-        if self.spec.position == "rotary":
-            rotary = rotary_table(0, tokens, self.spec.width // self.spec.heads, x_BTD)
         mask = None if documents_BT is None else (documents_BT[:, :, None] == documents_BT[:, None, :])[:, None]
         sight = Sight(rotary, mask)
         for block in self.blocks:

@@ -20,7 +20,7 @@ from restrain.models.transformers.attention import KeyValueCache, Sight
 from restrain.models.transformers.block import build_blocks, final_norm
 from restrain.models.transformers.gpt2_layout import from_gpt2, is_gpt2
 from restrain.models.transformers.initial import FilledLinear
-from restrain.models.transformers.positions import rotary_table, sincos_1d
+from restrain.models.transformers.positions import placed
 from restrain.models.transformers.spec import LanguageSpec
 from restrain.models.wish import Wish
 
@@ -59,19 +59,9 @@ class Gpt(nn.Module):
     ) -> Tensor:
         """``documents_BT`` int64: tokens see those of their own document alone. ``caches``, one a block: ``tokens_BT``
         go on from what they hold, which is extended. Raises UserError for a sequence beyond the context."""
-        tokens = tokens_BT.shape[1]
         first = caches[0].tokens if caches else 0
-        if first + tokens > self.spec.context:
-            raise UserError(too_long(first + tokens, self.spec.context))
-        x_BTD = self.tok_embed(tokens_BT)
-        if self.pos_embed is not None:
-            x_BTD = x_BTD + self.pos_embed.weight[first : first + tokens]
-        elif self.spec.position == "sincos":
-            x_BTD = x_BTD + sincos_1d(first, tokens, self.spec.width, x_BTD)
+        x_BTD, rotary = placed(self.tok_embed(tokens_BT), self.pos_embed, self.spec, first)
         x_BTD = self.drop(x_BTD)
-        rotary = None
-        if self.spec.position == "rotary":
-            rotary = rotary_table(first, tokens, self.spec.width // self.spec.heads, x_BTD)
         sight = Sight(rotary, None if documents_BT is None else causal_documents(documents_BT))
         for number, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, sight, caches[number]) if caches else block(x_BTD, sight)
@@ -97,15 +87,6 @@ def causal_documents(documents_BT: Tensor) -> Tensor:
     same = documents_BT[:, :, None] == documents_BT[:, None, :]
     tokens = documents_BT.shape[1]
     return (same & torch.ones(tokens, tokens, dtype=torch.bool, device=same.device).tril())[:, None]
-
-
-def too_long(tokens: int, context: int) -> str:
-    """Why a sequence is refused."""
-    return (
-        f"A sequence of {tokens} tokens does not fit the model, whose positions end at {context} "
-        f"(model.shape.context). Shorten the sequences of the data, or build the model with "
-        f"model.shape.context={tokens}."
-    )
 
 
 SPECS: dict[str, GptSpec] = {

@@ -9,7 +9,34 @@ and no checkpoint holds them. (A float64 model, as parity tests use, computes th
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from restrain.errors import UserError
+from restrain.models.transformers.spec import LanguageSpec
+
+
+def placed(
+    x_BTD: Tensor, learned: nn.Embedding | None, spec: LanguageSpec, first: int = 0
+) -> tuple[Tensor, Tensor | None]:
+    """(tokens that know where they stand, from position ``first`` on, and the table of :func:`rotary_table` where
+    attention turns them instead), as ``spec.position`` says.
+
+    Raises UserError for tokens beyond the context.
+    """
+    tokens = x_BTD.shape[1]
+    if first + tokens > spec.context:
+        raise UserError(
+            f"A sequence of {first + tokens} tokens does not fit the model, whose positions end at {spec.context} "
+            f"(model.shape.context). Shorten the sequences of the data, or build the model with "
+            f"model.shape.context={first + tokens}."
+        )
+    if learned is not None:
+        return x_BTD + learned.weight[first : first + tokens], None
+    if spec.position == "sincos":
+        return x_BTD + sincos_1d(first, tokens, spec.width, x_BTD), None
+    if spec.position == "rotary":
+        return x_BTD, rotary_table(first, tokens, spec.width // spec.heads, x_BTD)
+    return x_BTD, None
 
 
 def _precise(like: Tensor) -> torch.dtype:

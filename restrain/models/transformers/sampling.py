@@ -6,6 +6,8 @@ Shapes: B rows, T tokens, V tokens of the vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +18,13 @@ from restrain.models.transformers.attention import KeyValueCache
 from restrain.models.transformers.gpt import Gpt
 
 
-@torch.no_grad()
-def sample_tokens(
+def sample_tokens(model: Gpt, prompt_BT: Tensor, count: int, **how: Any) -> Tensor:
+    """All that :func:`drawn_tokens` draws: int64 [B, count]."""
+    drawn = list(drawn_tokens(model, prompt_BT, count, **how))
+    return torch.stack(drawn, 1) if drawn else prompt_BT[:, :0]
+
+
+def drawn_tokens(
     model: Gpt,
     prompt_BT: Tensor,
     count: int,
@@ -27,30 +34,43 @@ def sample_tokens(
     seed: int = 0,
     cache: bool = True,
     known: int | None = None,
-) -> Tensor:
-    """``count`` tokens after a prompt: int64 [B, count]. A pure function of its arguments; no generator is read.
+) -> Iterator[Tensor]:
+    """``count`` tokens after a prompt, one by one: int64 [B]. A pure function of its arguments; no generator is read.
 
     ``temperature`` divides the logits, 0 takes the likeliest token; ``top_k``: only the k likeliest are drawn from.
     The draw of a token is a function of (seed, its number, its row). Where prompt and tokens outgrow the model's
     context, the oldest are forgotten. ``cache``: keys and values are kept, for the same tokens in less time. ``known``:
-    tokens that mean anything, where the model has more outputs than that; the others are never drawn.
+    tokens that mean anything, where the model has more outputs than that; the others are never drawn. The model is in
+    evaluation mode until the last token is drawn.
 
-    Raises:
+    Raises, before any token is drawn:
         UserError: an empty prompt, a token that the model does not have, a temperature or top_k that means nothing.
     """
     _check(model, prompt_BT, temperature, top_k)
+
+    def chosen(logits_BV: Tensor, number: int) -> Tensor:
+        return choose(logits_BV[:, :known], temperature, top_k, key(seed, Purpose.SAMPLE, number))
+
+    return _drawn(model, prompt_BT, count, chosen, model.empty_caches() if cache else None)
+
+
+@torch.no_grad()
+def _drawn(
+    model: Gpt,
+    tokens_BT: Tensor,
+    count: int,
+    chosen: Callable[[Tensor, int], Tensor],
+    caches: list[KeyValueCache] | None,
+) -> Iterator[Tensor]:
     training = model.training
     model.eval()
     try:
         context = model.spec.context
-        tokens_BT = prompt_BT
-        caches = model.empty_caches() if cache else None
         for number in range(count):
             caches = caches if tokens_BT.shape[1] <= context else None  # positions move when the window slides
-            logits_BV = _next_logits(model, tokens_BT[:, -context:], caches)
-            chosen_B = choose(logits_BV[:, :known], temperature, top_k, key(seed, Purpose.SAMPLE, number))
+            chosen_B = chosen(_next_logits(model, tokens_BT[:, -context:], caches), number)
             tokens_BT = torch.cat((tokens_BT, chosen_B[:, None]), 1)
-        return tokens_BT[:, prompt_BT.shape[1] :]
+            yield chosen_B
     finally:
         model.train(training)
 

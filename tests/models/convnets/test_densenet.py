@@ -118,7 +118,6 @@ def test_a_dropped_row_reaches_neither_its_branch_nor_another_rows():
         ),
         ({"join": {"name": "none"}}, r"model\.join\.name is 'none', but densenet121 appends"),
         ({"join": CONCAT, "zero_init": True}, r"model\.zero_init is true.* would never learn"),
-        ({"join": CONCAT, "drop_path": {"rate": 0.5, "mode": "subset"}}, r"mode is 'subset', but a DenseNet"),
         ({"join": CONCAT, "downsample": "avgpool"}, r"model\.downsample is an option of ResNets"),
     ],
 )

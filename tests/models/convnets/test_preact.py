@@ -157,7 +157,6 @@ def test_a_fresh_block_is_the_identity():
     ("change", "message"),
     [
         ({"join": {"name": "concat"}}, r"model\.join\.name is 'concat', which has no place in a pre-activation ResNet"),
-        ({"drop_path": {"rate": 0.5, "mode": "subset"}}, r"mode is 'subset', but a pre-activation ResNet normalises"),
         ({"stem": "deep"}, r"model\.stem is an option of the ResNets of 2015"),
         ({"blurpool": True}, r"model\.blurpool is an option"),
     ],

@@ -143,7 +143,6 @@ def test_a_fresh_residual_block_is_the_identity_behind_relu():
         ({"clases": 3}, r"model\.clases does not exist.*Did you mean 'classes'"),
         ({"join": {"name": "adds"}}, r"model\.join\.name is 'adds'.*Did you mean 'add'"),
         ({"join": {"name": "none"}, "drop_path": {"rate": 0.1}}, r"model\.drop_path\.rate is 0\.1, but"),
-        ({"drop_path": {"rate": 0.1, "mode": "subset"}}, r"model\.drop_path\.mode is .subset., but a ResNet"),
         ({"drop_path": {"rate": 0.1, "mode": "rows"}}, r"model\.drop_path\.mode is .rows."),
         ({"join": {"name": "concat"}}, r"model\.join\.name is .concat., which has no place in a ResNet"),
         ({"freeze": ["blocks:1"]}, r"model\.freeze has 'blocks:1'"),

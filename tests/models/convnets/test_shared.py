@@ -86,3 +86,22 @@ def test_its_plain_counterpart_is_a_recurrent_net_without_shortcuts():
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
     assert isinstance(model, nn.Module)
     assert all(block.join.name == "none" for _, block in residual_blocks(model))
+
+
+def test_a_shared_weight_has_one_random_matrix_of_feedback():
+    """In all ways to it: built with weights, from the meta device, in another dtype, filled again."""
+    wish = MAPPING | {"feedback": "random"}
+    built = build_model(wish, seed=3)
+    with torch.device("meta"):
+        meta = build_model(wish)
+    ways = [built, materialise(meta.double(), "cpu", seed=3), copy.deepcopy(built).double()]
+    init_model(ways[2], seed=3)
+    for model in ways:
+        convs = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+        by_weight: dict[int, set[int]] = {}
+        for conv in convs.values():
+            by_weight.setdefault(id(conv.weight), set()).add(conv.feedback.data_ptr())
+        assert all(len(matrices) == 1 for matrices in by_weight.values())
+        assert len({p for found in by_weight.values() for p in found}) == len(by_weight) < len(convs)
+        torch.testing.assert_close(model.layer2[2].conv2.feedback.float(), built.layer2[0].conv2.feedback)
+    assert built.state_dict().keys() == build_model(MAPPING).state_dict().keys()
