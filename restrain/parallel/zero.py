@@ -303,7 +303,7 @@ def validate(keys: Mapping[str, Any], stage: int, device: torch.device) -> None:
     from pydantic import ValidationError
 
     try:
-        DeepSpeedZeroConfig(stage=stage, **keys)
+        DeepSpeedZeroConfig(stage=stage, **keys)  # pyright: ignore[reportArgumentType]
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
