@@ -13,6 +13,7 @@ from restrain.models.build import build_model
 from restrain.recipe import load
 from restrain.run.folder import RunFolder
 from restrain.training import start_weights
+from restrain.training.same_function import check_function
 from tests import worlds
 
 SHORT = ["length=4st", "evaluate.every=2st", "checkpoint.every=2st", "precision=fp64"]
@@ -216,7 +217,7 @@ def test_gpt2s_layout_is_of_gpt2s_function(transformer: str, said: str, tmp_path
             model = build_model(changed.model.model_dump())
         init = recipe.model.init
         changed = changed.model_copy(update={"model": changed.model.model_copy(update={"init": init})})
-        return start_weights._same_function(changed, model, source, source.read())
+        return check_function(changed, model, source, source.read())
 
     assert notices({"transformer": {"activation": "gelu_tanh"}}) == []
     (notice,) = notices({})

@@ -28,14 +28,14 @@ def trained(bench: Bench, depth: int, join: str, *words: str) -> Trained:
 
 
 def run(bench: Bench) -> Outcome:
-    """Training curves of three kinds at four depths."""
+    """Three kinds at four depths; training curves of the least and the greatest."""
     numbers, curves, commands = {}, [], []
-    for kind, (join, words) in KINDS.items():
-        for colour, depth in enumerate(DEPTHS):
+    for colour, (kind, (join, words)) in enumerate(KINDS.items()):
+        for depth in DEPTHS:
             one = trained(bench, depth, join, *words)
             numbers[f"loss of {kind}, {depth}"] = one.loss
-            if kind != "residual, as published":  # eight curves are what a figure bears
-                curves.append(Line(f"{kind}, {depth}", *one.by_epoch(), dashed=kind == "plain", colour=colour))
+            if depth in (min(DEPTHS), max(DEPTHS)):  # twelve curves are more than a figure bears
+                curves.append(Line(f"{kind}, {depth}", *one.by_epoch(), dashed=depth == min(DEPTHS), colour=colour))
             commands.append(one.command)
     figure = lines("Training loss of plain and residual nets", "epoch", "training loss", curves, log=True)
     return Outcome(numbers, figure, tuple(commands))

@@ -11,6 +11,7 @@ from restrain.lineage.claims.degradation import KINDS, trained
 from restrain.run import probes
 
 MOMENTS = ("at the start", "over training", "at the end")
+SMALLEST, LARGEST = 0.01, 100.0  # of the last block's gradient
 
 
 def run(bench: Bench) -> Outcome:
@@ -51,7 +52,6 @@ def notes(numbers: dict[str, float]) -> list[str]:
     return found
 
 
-SMALLEST, LARGEST = 0.01, 100.0
 CLAIM = Claim(
     number=2,
     title="Not vanishing gradients",

@@ -240,7 +240,7 @@ def test_remat_changes_nothing():
         ),
         ("lstm", {"join": {"name": "none"}}, r"use add, or take model\.name=lstm1997"),
         ("rnn", {"join": {"name": "concat"}}, "'concat', which has no place in a recurrent network"),
-        ("rnn", {"zero_init": True}, r"model\.zero_init is true, but rnn passes one branch"),
+        ("rnn", {"zero_init": True}, r"model\.zero_init is true, but with model\.join\.name=none"),
         ("lstm1997", {"zero_init": True}, "no last layer of its own"),
         ("lstm", {"drop_path": {"rate": 0.1}}, r"model\.drop_path\.rate is 0\.1, but lstm passes the same join"),
     ],
