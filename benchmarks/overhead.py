@@ -281,7 +281,7 @@ def real_step(size: int, batch: int, repeats: int, threads: int) -> dict[str, fl
         plain.append(time.perf_counter() - begin)
         begin = time.perf_counter()
         run.statistics.accumulate()
-        run.update(0, vector, 0.1)
+        run.update(0, vector, 0.1, run.engine.gradients())
         whole.append(time.perf_counter() - begin)
     more = statistics.median(w - p for w, p in zip(whole[1:], plain[1:], strict=True))
     return {"step": statistics.median(seconds[1:]), "update": more, "threads": threads}

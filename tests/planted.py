@@ -205,9 +205,9 @@ def optimizer_not_restored() -> None:
 
     original = Reader.read_into
 
-    def read_into(self: Reader, name: str, tensor: Any, offset: Any) -> None:
+    def read_into(self: Reader, name: str, *where: Any) -> None:
         if not name.endswith("|momentum_buffer"):
-            original(self, name, tensor, offset)
+            original(self, name, *where)
 
     Reader.read_into = read_into
 

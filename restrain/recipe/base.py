@@ -20,6 +20,14 @@ def _as_tuple(value: Any) -> Any:
 AsTuple = BeforeValidator(_as_tuple)
 """Annotation: a list from Python is taken where the recipe, being frozen, keeps a tuple."""
 
+
+class FrozenDict(dict[str, str]):
+    """Keys of another program within a recipe, which is hashed like everything that is frozen."""
+
+    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return hash(frozenset(self.items()))
+
+
 Auto = Literal["auto"]
 Positive = Annotated[int, Field(gt=0)]
 Threads = Annotated[int, Field(gt=0, le=1024)]

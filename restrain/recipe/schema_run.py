@@ -9,6 +9,7 @@ from restrain.recipe.base import (
     Auto,
     Cadence,
     Every,
+    FrozenDict,
     Moment,
     NonNegative,
     Positive,
@@ -45,8 +46,8 @@ class Parallel(Section):
         default="none",
         description="Where fsdp and hsdp keep what a process holds between its uses, and ZeRO the optimizer, on a GPU.",
     )
-    deepspeed: dict[str, str] = Field(
-        default={},
+    deepspeed: Annotated[dict[str, str], AfterValidator(FrozenDict)] = Field(
+        default=FrozenDict(),
         description="Further keys of DeepSpeed's zero_optimization for zero1 to zero3, such as {overlap_comm: true}.",
     )
     accelerator: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Kind of device.")

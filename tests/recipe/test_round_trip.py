@@ -168,6 +168,7 @@ def test_placement() -> None:
     keys = leaves(load("imagenet_resnet50", ["profile={at: 5st}"]).recipe)
     assert {key for key in keys if is_placement(key)} == {
         *("parallel." + key for key in ("strategy", "accelerator", "devices", "nodes", "threads", "remat", "compile")),
+        *("parallel." + key for key in ("tensor", "shard", "reshard", "reduce", "offload")),
         *("track." + key for key in ("every", "pixels", "probe", "tensorboard")),
         *("data." + key for key in ("cache", "cache_bytes", "mode", "index", "processes")),
         *("expect." + key for key in ("metric", "value", "tolerance", "better", "source", "status", "at")),

@@ -32,7 +32,16 @@ def test_run_json_says_what_a_run_was_made_of(finished: Path) -> None:
     assert info["versions"].keys() >= {"torch", "lightning", "restrain", "python"}
     assert info["hardware"].keys() >= {"host", "cpu", "cores"}
     assert info["command"][0] == "restrain"
-    assert info["placement"] == {"device": "cpu", "micro": 64, "threads": 1, "data_threads": 1, "world": 1}
+    assert info["placement"] == {
+        "device": "cpu",
+        "micro": 64,
+        "threads": 1,
+        "data_threads": 1,
+        "world": 1,
+        "strategy": "single",
+        "tensor": 1,
+        "shard": 1,
+    }
     assert info["metrics"]["eval/count"] == 360
 
 
