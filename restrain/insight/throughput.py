@@ -36,7 +36,7 @@ PEAKS: list[tuple[str, float, float, float]] = [
     ("RTX 4090", 165.2, 82.6, 1.3),
     ("RTX 3090", 71.0, 35.6, 0.56),
 ]
-COLUMN = {"bf16": 1, "fp16": 1, "fp32": 2, "fp64": 3}
+COLUMN = {"bf16": 1, "fp16": 1, "fp8": 1, "fp32": 2, "fp64": 3}  # attention and head are bf16 under fp8, too
 
 
 def peak(device: str, precision: str) -> float | None:

@@ -1,8 +1,8 @@
 """Number formats: what ``precision: auto`` becomes on a device, and where the casts are.
 
 Weights, optimizer state, BatchNorm statistics and the loss are fp32 (fp64 for ``fp64``); ``bf16`` and ``fp16`` mean
-autocast of the forward pass. Casting is ours rather than Lightning's so that it covers the model and nothing else of a
-step.
+autocast of the forward pass, and ``fp8`` is ``bf16`` with the linear layers of residual blocks in float8. Casting is
+ours rather than Lightning's so that it covers the model and nothing else of a step.
 """
 
 from __future__ import annotations
@@ -10,8 +10,13 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import nn
 
-CHOICES = ("fp32", "bf16", "fp16", "fp64")
+from restrain.errors import UserError
+from restrain.models import float8
+
+CHOICES = ("fp32", "bf16", "fp16", "fp8", "fp64")
+FLOAT8_SINCE = (8, 9)  # compute capability
 
 
 def resolve(precision: str, device: torch.device) -> str:
@@ -34,13 +39,33 @@ def dtype_of_weights(precision: str) -> torch.dtype:
 
 def autocast_dtype(precision: str) -> torch.dtype | None:
     """In what matrices are multiplied, where that is not the weights' own."""
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}.get(precision)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     """The context of a forward pass; nothing for fp32 and fp64."""
     dtype = autocast_dtype(precision)
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def check_float8(device: torch.device, model: nn.Module, tensor: int) -> None:
+    """Raises UserError where ``precision=fp8`` cannot be; ``model`` may be on the meta device."""
+    here = "a CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    if device.type == "cpu" or torch.cuda.get_device_capability(device) < FLOAT8_SINCE:
+        raise UserError(
+            f"precision=fp8 needs a GPU that multiplies float8, from compute capability 8.9 on (L4, L40S, RTX 4090, "
+            f"H100 and later), and this is {here}. Take bf16, or auto."
+        )
+    if tensor > 1:
+        raise UserError(
+            f"precision=fp8 with parallel.tensor={tensor}: a row's scale is that of the whole row, and a rank has a "
+            f"part of it. Set parallel.tensor=1, or take bf16."
+        )
+    if not float8.layers(model):
+        raise UserError(
+            f"precision=fp8 is for linear layers of residual blocks whose sizes divide by {float8.MULTIPLE}, and "
+            f"{type(model).__name__} has none of ours. It is for transformers; take bf16."
+        )
 
 
 class LossScale:

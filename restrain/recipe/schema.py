@@ -88,8 +88,10 @@ class Recipe(Section):
         default=None, description="Largest global norm of the gradient; null: not clipped."
     )
     ema: Ema | None = Field(default=None, description="Moving average of the weights; null: none.")
-    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = Field(
-        default="auto", description="Arithmetic of the network; auto: bf16 where the hardware has it, else fp32."
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp8", "fp64"] = Field(
+        default="auto",
+        description="Arithmetic of the network; auto: bf16 where the hardware has it, else fp32. fp8: bf16, with the "
+        "linear layers of residual blocks in float8.",
     )
     deterministic: bool = Field(default=False, description="Bit-equal repeats on GPUs too, at some speed.")
     parallel: Parallel = Field(default=Parallel(), description="Layout over devices. Placement.")

@@ -28,6 +28,7 @@ from restrain.data.text.plain import ShiftedOrder, TextSource
 from restrain.data.wds.stages import Stage
 from restrain.errors import UserError, WorldError
 from restrain.insight.cost import branch_macs, weightless
+from restrain.models import float8
 from restrain.models.build import build_model, is_foreign
 from restrain.models.foreign.contract import Build
 from restrain.models.init import materialise
@@ -340,6 +341,8 @@ def build_engine(
 
 
 def _passes(recipe: Recipe, model: nn.Module, micro: int | None, device: torch.device, layout: Layout) -> None:
+    if recipe.precision == "fp8":
+        float8.apply(model)
     lay_remat(recipe, model, micro, precision.resolve(recipe.precision, device), layout)
     if recipe.parallel.compile == "block":
         blocks.apply_compile(model)
@@ -371,9 +374,9 @@ def build_model_on(
     return model
 
 
-def check_model(recipe: Recipe, own: Build | None = None, tensor: int = 1) -> None:
-    """Raises UserError for a model that cannot be built, trained on what the data are, or shared by so many ranks of a
-    ``tensor`` group, before a run folder is made for it."""
+def check_model(recipe: Recipe, own: Build | None = None, tensor: int = 1, device: torch.device | None = None) -> None:
+    """Raises UserError for a model that cannot be built, trained on what the data are, shared by so many ranks of a
+    ``tensor`` group or multiplied on the ``device``, before a run folder is made for it."""
     with torch.device("meta"):
         model = build_model(recipe.model.model_dump(), recipe.seed, image_sides(recipe), own)
     check_drop_path(recipe, model)
@@ -381,6 +384,8 @@ def check_model(recipe: Recipe, own: Build | None = None, tensor: int = 1) -> No
         from restrain.parallel.tensor import check
 
         check(model, tensor)
+    if recipe.precision == "fp8" and device is not None:
+        precision.check_float8(device, model, tensor)
     if recipe.data.kind == "tokens":
         check_speaks(recipe, model)
 

@@ -126,7 +126,7 @@ def _refuse_precision(recipe: Recipe, reader: checkpoint.Reader) -> None:
     if (stored == "fp64") != (recipe.precision == "fp64"):
         raise UserError(
             f"precision={recipe.precision}, but the run's weights are of precision={stored}: fp64 and the others store "
-            f"different numbers. Leave precision out, or take one of fp32, bf16, fp16 for a run in any of these."
+            f"different numbers. Leave precision out, or take one of fp32, bf16, fp16, fp8 for a run in any of these."
         )
 
 

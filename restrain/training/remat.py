@@ -21,6 +21,7 @@ from restrain.training.dropping import Dropping
 from restrain.training.inputs import like_inputs
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES["fp8"] = torch.bfloat16  # what is kept for the backward pass
 NOTHING = "nothing is recomputed"
 
 
