@@ -15,9 +15,12 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from restrain.errors import WorldError
 from restrain.insight.cost import saved_bytes
 from restrain.insight.units import size
+from restrain.models import residual_blocks
 from restrain.optim.optimizers import build_optimizer
 from restrain.parallel import blocks
+from restrain.training.choosing import Need
 from restrain.parallel.layout import Layout
+from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.training import remat
 
@@ -50,6 +53,17 @@ def held_by(device: torch.device) -> int:
         return min(whole, int(CONTAINER.read_text()))
     except (OSError, ValueError):  # no container, or one without a limit ("max")
         return whole
+
+
+def process_memory(device: torch.device, world: World) -> int:
+    """Bytes that a process has: its GPU's, or its share of the host's."""
+    return held_by(device) // (1 if device.type == "cuda" else world.local_size)
+
+
+def needed(recipe: Recipe, model: nn.Module, memory: int) -> Need:
+    """What of a model, which may be on the meta device, ``parallel.strategy: auto`` goes by."""
+    largest = max((_bytes(list(block.parameters())) for _, block in residual_blocks(model)), default=0)
+    return Need(sum(held_of(recipe, model)), largest, memory, recipe.optimizer.name, recipe.ema is not None)
 
 
 def check_room(name: str, model: nn.Module, device: torch.device, gradients: bool) -> None:
