@@ -30,9 +30,10 @@ def check(
     # Torch comes after the recipe: what is wrong there is said at once.
     from restrain.cli.tables import show_facts
     from restrain.parallel import precision
+    from restrain.parallel.layout import layout_of
     from restrain.parallel.world import World
     from restrain.recipe.schema_data import WITHOUT_ROOT
-    from restrain.training import build, inspection, placement
+    from restrain.training import build, inspection, placement, spans
     from restrain.training.arithmetic import Scale
     from restrain.training.choosing import Choice
     from restrain.training.memory import memory_of, needed, process_memory
@@ -41,6 +42,8 @@ def check(
     wanted = resolved.recipe
     device = placement.device_of(wanted, World())
     number_format = precision.resolve(wanted.precision, device)
+    world = inspection.world_of(wanted)
+    spans.check(wanted, layout_of(wanted.parallel, world).data)
     data, found, problem = _open(wanted)
     if data is None and not isinstance(wanted.model.classes, int):
         found.append(f"model.classes=auto: as if the vocabulary were {build.UNKNOWN_VOCABULARY}")
@@ -48,7 +51,6 @@ def check(
     model = inspection.model_without_memory(wanted)
     sides = build.image_sides(wanted)
     pixels = data.pixels if data else sides[0] ** 2 if sides else wanted.data.context * PIXELS_A_TOKEN
-    world = inspection.world_of(wanted)
     need = needed(wanted, model, process_memory(device, world)) if world.size > 1 else None
     where = placement.place(wanted, world, device, pixels, trains=True, need=need)
     layout = where.layout(world)

@@ -37,7 +37,6 @@ from restrain.optim.ema import Ema
 from restrain.optim.optimizers import PER_TENSOR, build_optimizer
 from restrain.optim.stepping import create_state
 from restrain.parallel import blocks, precision, zero_keys
-from restrain.training.choosing import Need
 from restrain.parallel.engine import DataParallel, Engine
 from restrain.parallel.layout import ZERO, Layout
 from restrain.parallel.world import World
@@ -45,6 +44,7 @@ from restrain.recipe import Recipe
 from restrain.recipe.durations import Duration
 from restrain.training import drop_path, spans
 from restrain.training.border import Cadence
+from restrain.training.choosing import Need
 from restrain.training.classify import Classify, build_loss
 from restrain.training.inputs import image_sides, like_inputs
 from restrain.training.language import Language, MaskedTokens

@@ -20,11 +20,11 @@ RULE = (
 @dataclass(frozen=True)
 class Need:
     """Bytes. ``held``: of the whole model's weights, gradients and optimizer (its name), and ``average``, whether they
-    count a moving average; ``block``: of the weights of the largest block, which is gathered whole; ``memory``: of a
+    count a moving average; ``gathered``: of the weights that a sharded model gathers at a time; ``memory``: of a
     process: its GPU's, or its share of the host's."""
 
     held: int
-    block: int
+    gathered: int
     memory: int
     optimizer: str
     average: bool = False
@@ -61,14 +61,14 @@ def choose(parallel: Any, world: World, need: Need | None) -> Choice:
         return Choice(written, f"{name}: {takes}, {rest}; {'one process' if world.size == 1 else 'each'} holds all")
     if written.data == 1:
         return Choice(written, f"{written.strategy}: {takes}, {rest}, and there is no other process to share it")
-    node = world.local_size // written.tensor
+    node, gathered = world.local_size // written.tensor, need.gathered // written.tensor
     chosen, who = "fsdp", f"{written.data} processes"
     is_whole = world.local_size % written.tensor == 0 and world.size % world.local_size == 0
-    if is_whole and 1 < node < written.data and held // node + need.block <= most:
+    if is_whole and 1 < node < written.data and held // node + gathered <= most:
         chosen, who = "hsdp", f"the {node} of a node, within which gathers stay,"
     layout = layout_of(parallel.model_copy(update={"strategy": chosen}), world)
     part = held // layout.shard
-    told = f"{chosen}: {takes}, {rest}; {who} share it, {size(part)} each and {size(need.block)} for the largest block"
-    if part + need.block > most:
+    told = f"{chosen}: {takes}, {rest}; {who} share it, {size(part)} each, and gather {size(gathered)} at a time"
+    if part + gathered > most:
         told += f", which is still more than {size(most)}: take more processes, parallel.tensor or parallel.offload"
     return Choice(layout, told)

@@ -26,7 +26,7 @@ from restrain.training.arithmetic import Scale
 from restrain.training.choosing import RULE, Choice, choose
 from restrain.training.drop_path import saving
 from restrain.training.inputs import like_inputs, said
-from restrain.training.memory import Memory, held_of, needed, process_memory
+from restrain.training.memory import Memory, held_of, largest_unit, needed, process_memory
 from restrain.training.remat import NOTHING
 from restrain.training.starting import local_ranks
 
@@ -222,9 +222,8 @@ def layout_lines(recipe: Recipe, model: nn.Module, memory: Memory, choice: Choic
     total = size(round(sum(amount for _, amount in held) * share))
     lines.append(f"a process holds {first:,} of {whole:,} parameters (the last one {last:,}): {total} ({told})")
     if layout.strategy in SHARDED:
-        item = next(iter(parameters.values())).element_size()
-        largest = max(sum(p.numel() for p in block.parameters()) for _, block in residual_blocks(model))
-        lines.append(f"and gathers at most {size(largest // layout.tensor * item)} at a time, the largest block")
+        what, largest = largest_unit(model)
+        lines.append(f"and gathers at most {size(largest // layout.tensor)} at a time, {what}")
     return lines
 
 

@@ -12,11 +12,11 @@ from restrain.data.order import check_micro
 from restrain.errors import UserError
 from restrain.optim.optimizers import PER_TENSOR
 from restrain.parallel import zero_keys
-from restrain.training.choosing import Choice, Need, choose
 from restrain.parallel.layout import SHARDED, ZERO, Layout
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.training import spans
+from restrain.training.choosing import Choice, Need, choose
 from restrain.training.micro import BYTES_A_TOKEN, auto_micro
 
 # Below this many pixels a micro-batch, the threads of an operation cost more than they give (digits: 4,096 pixels,
