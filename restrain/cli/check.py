@@ -30,16 +30,20 @@ def check(
     # Torch comes after the recipe: what is wrong there is said at once.
     from restrain.cli.tables import show_facts
     from restrain.parallel import precision
+    from restrain.parallel.layout import layout_of
     from restrain.parallel.world import World
     from restrain.recipe.schema_data import WITHOUT_ROOT
-    from restrain.training import build, inspection, placement
+    from restrain.training import build, inspection, placement, spans
     from restrain.training.arithmetic import Scale
-    from restrain.training.memory import memory_of
+    from restrain.training.choosing import Choice
+    from restrain.training.memory import memory_of, needed, process_memory
     from restrain.training.micro import PIXELS_A_TOKEN
 
     wanted = resolved.recipe
     device = placement.device_of(wanted, World())
     number_format = precision.resolve(wanted.precision, device)
+    world = inspection.world_of(wanted)
+    spans.check(wanted, layout_of(wanted.parallel, world).data)
     data, found, problem = _open(wanted)
     if data is None and not isinstance(wanted.model.classes, int):
         found.append(f"model.classes=auto: as if the vocabulary were {build.UNKNOWN_VOCABULARY}")
@@ -47,12 +51,17 @@ def check(
     model = inspection.model_without_memory(wanted)
     sides = build.image_sides(wanted)
     pixels = data.pixels if data else sides[0] ** 2 if sides else wanted.data.context * PIXELS_A_TOKEN
-    micro = placement.place(wanted, World(), device, pixels).micro
+    need = needed(wanted, model, process_memory(device, world)) if world.size > 1 else None
+    where = placement.place(wanted, world, device, pixels, trains=True, need=need)
+    layout = where.layout(world)
+    placement.check_layout(wanted, layout, device)
+    build.check_tensor(model, layout.tensor)
+    micro = where.micro
     scale = Scale(wanted, int(data.train.counts.sum()) if data else None, "data.root" if data else _unknown(wanted))
     if data and wanted.data.name in WITHOUT_ROOT:
         scale = Scale(wanted, scale.samples, f"the {wanted.data.name} set")
     memory = memory_of(wanted, model, None, micro, number_format)
-    layout = inspection.layout_lines(wanted, model, memory)
+    laid = inspection.layout_lines(wanted, model, memory, Choice(layout, where.because), world)
     show_facts(
         " ".join([resolved.name, *(overrides or [])]),
         [
@@ -61,10 +70,10 @@ def check(
             ("weight decay", inspection.group_lines(wanted, model)),
             ("data", found),
             ("length", inspection.length_lines(scale)),
-            ("batch", inspection.batch_lines(wanted, micro, device)),
+            ("batch", inspection.batch_lines(wanted, micro, device, layout)),
             ("learning rate", inspection.schedule_lines(scale)),
             ("memory", inspection.memory_lines(memory, number_format)),
-            *([("layout", layout)] if layout else []),
+            *([("layout", laid)] if laid else []),
         ],
     )
     if problem is not None:

@@ -36,7 +36,7 @@ def why(
 
     Who set it and what that overrode, its meaning, what it may be, and for a derived value the sum: steps of a
     duration, the learning rate after lr_rule, the learning rate at the schedule's moments, what batch.micro=auto gives,
-    the drop rate of each block.
+    what parallel.strategy=auto goes by, the drop rate of each block.
     """
     from restrain.errors import UserError
 
@@ -127,6 +127,10 @@ def derived(key: str, value: Any, scale: Scale, run: dict[str, Any] | None) -> l
 
     if key == "batch.micro":
         return arithmetic.micro_lines(scale, (run or {}).get("placement"))
+    if key == "parallel.strategy":
+        from restrain.training import inspection
+
+        return inspection.strategy_lines(scale.recipe, (run or {}).get("placement"))
     if key in ("batch.group", "batch.global"):
         return arithmetic.group_lines(scale)
     if key in ("optimizer.lr", "optimizer.lr_per", "optimizer.lr_rule"):

@@ -69,11 +69,11 @@ class Layout:
         return list(range(rank % self.tensor, self.world, self.tensor))
 
 
-def layout_of(parallel: Any, world: World, fits: bool = True) -> Layout:
-    """The layout of a recipe's ``parallel`` section on the ranks that there are.
+def layout_of(parallel: Any, world: World) -> Layout:
+    """The layout of a recipe's ``parallel`` section on the ranks that there are; ``strategy: auto`` as if each could
+    hold the whole model (:func:`restrain.training.choosing.choose` looks whether it can).
 
-    ``fits``: whether a rank can hold the whole model with its gradients and its optimizer; ``strategy: auto`` shards it
-    where not. Raises UserError for sizes that do not divide, naming those that do.
+    Raises UserError for sizes that do not divide, naming those that do.
     """
     size, tensor = world.size, parallel.tensor
     if size % tensor:
@@ -83,17 +83,17 @@ def layout_of(parallel: Any, world: World, fits: bool = True) -> Layout:
         )
     data, strategy = size // tensor, parallel.strategy
     if strategy == "auto":
-        strategy = "single" if size == 1 else "ddp" if fits else "fsdp"
+        strategy = "single" if size == 1 else "ddp"
     if strategy != "hsdp" and parallel.shard is not None:
         raise UserError(
-            f"parallel.shard={parallel.shard} is the size of a group of hsdp, and parallel.strategy is {strategy}. Set "
-            f"parallel.strategy=hsdp, or leave parallel.shard out."
+            f"parallel.shard={parallel.shard} is the size of a group of hsdp, and parallel.strategy is "
+            f"{parallel.strategy}. Set parallel.strategy=hsdp, or leave parallel.shard out."
         )
     if strategy == "single" and size > 1:
         raise UserError(f"parallel.strategy=single, but there are {size} processes. Use ddp or auto.")
     if parallel.deepspeed and strategy not in ZERO:
         raise UserError(
-            f"parallel.deepspeed goes to DeepSpeed's engine, and parallel.strategy is {strategy}. Set zero1, zero2 or "
+            f"parallel.deepspeed goes to DeepSpeed's engine, and parallel.strategy is {parallel.strategy}. Set zero1, zero2 or "
             f"zero3, or leave parallel.deepspeed out."
         )
     shard = data if strategy == "fsdp" else 1

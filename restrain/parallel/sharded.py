@@ -173,26 +173,35 @@ class Sharded(Engine):
 
 
 class Groups:
-    """Process groups of a layout: ``mesh`` that FSDP2 shards over; those of tensor ranks and of data ranks."""
+    """Process groups of a layout: ``mesh`` that FSDP2 shards over; those of tensor ranks and of data ranks. None for a
+    group is all ranks, or of tensor ranks that each is one of its own."""
 
     def __init__(self, mesh: Any, tensor: Any, data: Any):
         self.mesh, self.tensor, self.data = mesh, tensor, data
 
 
 def make_groups(layout: Layout, rank: int, device: torch.device) -> Groups:
-    """On all ranks, in the same order."""
-    sizes = (layout.replicas, layout.shard, layout.tensor)
-    whole_mesh = init_device_mesh(device.type, sizes, mesh_dim_names=("replicate", "shard", "tensor"))
-    mesh = whole_mesh["replicate", "shard"] if layout.replicas > 1 and layout.shard > 1 else whole_mesh["shard"]
-    if layout.shard == 1:
-        mesh = whole_mesh["replicate"]
-    tensor = whole_mesh.get_group("tensor")
+    """On all ranks, in the same order.
+
+    All of them wait for each group that is made, so none is made of a single rank: on 4,096 ranks that would be 8,192.
+    """
+    sizes = {"replicate": layout.replicas, "shard": layout.shard, "tensor": layout.tensor}
+    cut = "shard" if layout.strategy in SHARDED else "replicate"
+    names = tuple(name for name, size in sizes.items() if size > 1 or name == cut)
+    made = init_device_mesh(device.type, tuple(sizes[name] for name in names), mesh_dim_names=names)
+    of_data = tuple(name for name in names if name != "tensor")
+    mesh = made if names == of_data else made[of_data]
+    if layout.tensor == 1:
+        return Groups(mesh, None, None)
+    tensor = made.get_group("tensor")
+    if len(of_data) == 1:
+        return Groups(mesh, tensor, made.get_group(of_data[0]))
     data = None
     for first in range(layout.tensor):
         ranks = layout.data_group(first)
-        made = dist.new_group(ranks)
+        group = dist.new_group(ranks)
         if rank in ranks:
-            data = made
+            data = group
     return Groups(mesh, tensor, data)
 
 

@@ -96,6 +96,8 @@ class Attempt:
             f"{total:,} steps of {recipe.batch.global_} ({world.size} process(es) x {accumulation} micro-batch(es) of "
             f"{where.micro}, groups of {recipe.batch.group}{spanning})",
         ]
+        if where.because:
+            lines.append(f"parallel.strategy=auto is {where.because}")
         if state.step:
             lines.append(f"attempt {self.opened.attempt}: going on after step {state.step} of {total}")
         elif self.opened.attempt > 1:

@@ -45,10 +45,11 @@ from restrain.recipe import Recipe
 from restrain.recipe.durations import Duration
 from restrain.training import drop_path, spans
 from restrain.training.border import Cadence
+from restrain.training.choosing import Need
 from restrain.training.classify import Classify, build_loss
 from restrain.training.inputs import image_sides, like_inputs
 from restrain.training.language import Language, MaskedTokens
-from restrain.training.memory import check_room, lay_remat, optimizer_bytes
+from restrain.training.memory import check_room, lay_remat, needed, process_memory
 from restrain.training.micro import PIXELS_A_STEP, PIXELS_A_TOKEN
 from restrain.training.own import Own, check_rows
 from restrain.training.placement import Placement
@@ -58,7 +59,6 @@ from restrain.training.task import Task
 
 NOTHING_OWN = Own()
 UNKNOWN_VOCABULARY = 256
-MOSTLY = 0.7  # share of a GPU's memory that weights, gradients and optimizer may take; the rest is for activations
 
 
 @dataclass(frozen=True)
@@ -380,14 +380,19 @@ def check_model(recipe: Recipe, own: Build | None = None, tensor: int = 1, devic
     with torch.device("meta"):
         model = build_model(recipe.model.model_dump(), recipe.seed, image_sides(recipe), own)
     check_drop_path(recipe, model)
-    if tensor > 1:
-        from restrain.parallel.tensor import check
-
-        check(model, tensor)
+    check_tensor(model, tensor)
     if recipe.precision == "fp8" and device is not None:
         precision.check_float8(device, model, tensor)
     if recipe.data.kind == "tokens":
         check_speaks(recipe, model)
+
+
+def check_tensor(model: nn.Module, tensor: int) -> None:
+    """Raises UserError where a model cannot be shared by so many ranks of a tensor group."""
+    if tensor > 1:
+        from restrain.parallel.tensor import check
+
+        check(model, tensor)
 
 
 def check_speaks(recipe: Recipe, model: nn.Module) -> None:
@@ -410,16 +415,13 @@ def check_speaks(recipe: Recipe, model: nn.Module) -> None:
         )
 
 
-def fits(recipe: Recipe, device: torch.device, own: Build | None = None) -> bool:
-    """Whether a GPU holds the whole model, its gradients and its optimizer in most of its memory; the host always."""
-    if device.type != "cuda" or recipe.parallel.strategy != "auto":
-        return True
+def need_of(recipe: Recipe, device: torch.device, world: World, own: Build | None = None) -> Need | None:
+    """What a process must hold, and has, for ``parallel.strategy: auto`` to choose by; None where it has no choice."""
+    if recipe.parallel.strategy != "auto" or world.size == 1:
+        return None
     with torch.device("meta"):
         model = build_model(recipe.model.model_dump(), recipe.seed, image_sides(recipe), own)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    copies = 2 + (recipe.ema is not None)  # weights, gradients, and the average
-    needed = copies * weights + optimizer_bytes(recipe.optimizer, model)
-    return needed < MOSTLY * torch.cuda.get_device_properties(device).total_memory
+    return needed(recipe, model.to(precision.dtype_of_weights(recipe.precision)), process_memory(device, world))
 
 
 def check_drop_path(recipe: Recipe, model: nn.Module) -> None:

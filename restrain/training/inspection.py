@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,18 +15,20 @@ from restrain.insight.units import size
 from restrain.models import named_joins, residual_blocks
 from restrain.models.build import build_model
 from restrain.optim.groups import parameter_groups
-from restrain.parallel import precision, zero_keys
-from restrain.parallel.layout import SHARDED, ZERO, Layout, layout_of
+from restrain.parallel import precision
+from restrain.parallel.layout import SHARDED, ZERO, Layout
 from restrain.parallel.partition import elements, partition_of
-from restrain.parallel.world import World
+from restrain.parallel.world import World, from_environment
 from restrain.recipe import Recipe
 from restrain.recipe.checks import listed
 from restrain.training import arithmetic, build, spans
 from restrain.training.arithmetic import Scale
+from restrain.training.choosing import RULE, Choice, choose
 from restrain.training.drop_path import saving
 from restrain.training.inputs import like_inputs, said
-from restrain.training.memory import Memory
+from restrain.training.memory import Memory, held_of, largest_unit, needed, process_memory
 from restrain.training.remat import NOTHING
+from restrain.training.starting import local_ranks
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 48  # characters of a sparkline
@@ -122,7 +126,7 @@ def length_lines(scale: Scale) -> list[str]:
     return [f"{each}, {total:,} in all ({scale.recipe.length}); {scale.samples:,} training samples: {scale.told}"]
 
 
-def batch_lines(recipe: Recipe, micro: int, device: torch.device) -> list[str]:
+def batch_lines(recipe: Recipe, micro: int, device: torch.device, layout: Layout) -> list[str]:
     """Processes and micro-batches that work."""
     whole, group = recipe.batch.global_, recipe.batch.group
     worlds = allowed_worlds(whole, group)
@@ -131,8 +135,8 @@ def batch_lines(recipe: Recipe, micro: int, device: torch.device) -> list[str]:
         f"{whole:,} samples a step in {whole // group} groups of {group}",
         f"processes that can share it: {listed(worlds, 16)}",
         *spans.lines(recipe),
-        f"micro-batch: {micro} on 1 {device.type} process ({chosen}); possible there: "
-        f"{listed(allowed_micro(whole, group, 1), 16)}",
+        f"micro-batch: {micro} on {layout.world:,} {device.type} {'process' if layout.world == 1 else 'processes'} "
+        f"({chosen}); possible there: {listed(allowed_micro(whole, group, layout.data), 16)}",
     ]
 
 
@@ -185,19 +189,28 @@ def memory_lines(memory: Memory, number_format: str) -> list[str]:
     return [f"about {size(memory.total)} a process with micro-batches of {memory.micro}", held, kept, *remat]
 
 
-def layout_lines(recipe: Recipe, model: nn.Module, memory: Memory) -> list[str]:
+def world_of(recipe: Recipe) -> World:
+    """The processes that a recipe names, seen from the first one; those that would be started here where it does not
+    say. A process that is one of several already looks at its own."""
+    nodes, here = recipe.parallel.nodes, from_environment()
+    if here.launcher != "single":
+        return here
+    each = local_ranks(recipe)
+    return World(size=each * (nodes if isinstance(nodes, int) else 1), local_size=each)
+
+
+def layout_lines(recipe: Recipe, model: nn.Module, memory: Memory, choice: Choice, world: World) -> list[str]:
     """How the model lies over the processes that the recipe names, and what each of them holds; none where it names no
-    more than one. ``model`` is on the meta device. Raises UserError for a layout that cannot be."""
-    parallel = recipe.parallel
-    each, nodes = (count if isinstance(count, int) else 1 for count in (parallel.devices, parallel.nodes))
-    if each * nodes == 1 and parallel.strategy in ("auto", "single"):
+    more than one. ``model`` is on the meta device."""
+    layout = choice.layout
+    if world.size == 1 and layout.strategy == "single":
         return []
-    layout = layout_of(parallel, World(size=each * nodes, local_size=each))
-    spans.check(recipe, layout.data)
+    because = [f"parallel.strategy=auto is {choice.reason}"] if choice.reason else []
     if layout.strategy in ZERO:
-        return _zero_lines(recipe, layout, memory)
+        return _zero_lines(layout, memory)
     grid = f"{layout.replicas} replica(s) x {layout.shard} shard(s) x {layout.tensor} tensor rank(s)"
-    lines = [f"{layout.strategy} on {layout.world:,} process(es), {nodes} node(s) of {each}: {grid}"]
+    lines = [f"{layout.strategy} on {layout.world:,} process(es), {world.nodes} node(s) of {world.local_size}: {grid}"]
+    lines += because
     parameters = dict(model.named_parameters())
     whole = sum(p.numel() for p in parameters.values())
     # The first rank has the largest part of what does not divide, the last one the smallest.
@@ -209,14 +222,40 @@ def layout_lines(recipe: Recipe, model: nn.Module, memory: Memory) -> list[str]:
     total = size(round(sum(amount for _, amount in held) * share))
     lines.append(f"a process holds {first:,} of {whole:,} parameters (the last one {last:,}): {total} ({told})")
     if layout.strategy in SHARDED:
-        item = next(iter(parameters.values())).element_size()
-        largest = max(sum(p.numel() for p in block.parameters()) for _, block in residual_blocks(model))
-        lines.append(f"and gathers at most {size(largest // layout.tensor * item)} at a time, the largest block")
+        what, largest = largest_unit(model)
+        lines.append(f"and gathers at most {size(largest // layout.tensor)} at a time, {what}")
     return lines
 
 
-def _zero_lines(recipe: Recipe, layout: Layout, memory: Memory) -> list[str]:
-    zero_keys.check(recipe.parallel, recipe.precision, recipe.optimizer.name)
+def strategy_lines(recipe: Recipe, used: dict[str, Any] | None = None) -> list[str]:
+    """What ``parallel.strategy`` comes to, with the bytes that decide. ``used``: a run's placement."""
+    recipe = build.with_classes(recipe, None)
+    model, world = model_without_memory(recipe), world_of(recipe)
+    weights, gradients, optimizer, average = held_of(recipe, model)
+    held = [("weights and buffers", weights), ("gradients", gradients), (recipe.optimizer.name, optimizer)]
+    held += [("moving average", average)] if average else []
+    told = " + ".join(f"{name} {size(amount)}" for name, amount in held)
+    lines = [f"{told} = {size(sum(amount for _, amount in held))} for the whole model"]
+    if world.size > 1:
+        memory = process_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"), world)
+        need = needed(recipe, model, memory)
+        choice = choose(recipe.parallel, world, need)
+        found = Memory(0, weights, gradients, optimizer, average, 0)
+        lines += layout_lines(recipe, model, found, choice, world)
+        if recipe.parallel.strategy == "auto":
+            cards = (choose(recipe.parallel, world, replace(need, memory=gb * 10**9)).layout for gb in arithmetic.GPUS)
+            on = ", ".join(f"{gb} GB: {layout.strategy}" for gb, layout in zip(arithmetic.GPUS, cards, strict=True))
+            lines.append(f"auto, {world.size:,} processes on GPUs of {on}")
+    elif recipe.parallel.strategy == "auto":
+        lines.append("auto, 1 process: single. On several, which parallel.devices and parallel.nodes say: " + RULE)
+    if used and "strategy" in used:
+        layout = f"{used['strategy']}, tensor {used['tensor']}, shard {used['shard']}"
+        lines.append(f"this run's last start: {layout}, on {used['world']} process(es)")
+        lines += [f"parallel.strategy=auto was {used['because']}"] if used.get("because") else []
+    return lines
+
+
+def _zero_lines(layout: Layout, memory: Memory) -> list[str]:
     stage, share = int(layout.strategy[-1]), 1 / layout.world
     # What is updated is a copy of a rank's part of the weights that are computed with, in stage 3 as well.
     weights = memory.weights * (share if stage == 3 else 1) + memory.weights * share

@@ -15,11 +15,14 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from restrain.errors import WorldError
 from restrain.insight.cost import saved_bytes
 from restrain.insight.units import size
+from restrain.models import residual_blocks
 from restrain.optim.optimizers import build_optimizer
 from restrain.parallel import blocks
 from restrain.parallel.layout import Layout
+from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.training import remat
+from restrain.training.choosing import Need
 
 CONTAINER = Path("/sys/fs/cgroup/memory.max")  # bytes, or max; of the Linux control group that this process sees
 
@@ -50,6 +53,26 @@ def held_by(device: torch.device) -> int:
         return min(whole, int(CONTAINER.read_text()))
     except (OSError, ValueError):  # no container, or one without a limit ("max")
         return whole
+
+
+def process_memory(device: torch.device, world: World) -> int:
+    """Bytes that a process has: its GPU's, or its share of the host's."""
+    return held_by(device) // (1 if device.type == "cuda" else world.local_size)
+
+
+def needed(recipe: Recipe, model: nn.Module, memory: int) -> Need:
+    """What of a model, which may be on the meta device, ``parallel.strategy: auto`` goes by."""
+    average = recipe.ema is not None
+    return Need(sum(held_of(recipe, model)), largest_unit(model)[1], memory, recipe.optimizer.name, average)
+
+
+def largest_unit(model: nn.Module) -> tuple[str, int]:
+    """What of a sharded model is gathered at a time, in words, and its bytes: a block, or what is outside of them."""
+    blocks = [list(block.parameters()) for _, block in residual_blocks(model)]
+    inside = {id(parameter) for block in blocks for parameter in block}
+    rest = _bytes([parameter for parameter in model.parameters() if id(parameter) not in inside])
+    largest = max(map(_bytes, blocks), default=0)
+    return ("what is outside of the blocks", rest) if rest > largest else ("the largest block", largest)
 
 
 def check_room(name: str, model: nn.Module, device: torch.device, gradients: bool) -> None:

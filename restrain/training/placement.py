@@ -12,10 +12,11 @@ from restrain.data.order import check_micro
 from restrain.errors import UserError
 from restrain.optim.optimizers import PER_TENSOR
 from restrain.parallel import zero_keys
-from restrain.parallel.layout import SHARDED, ZERO, Layout, layout_of
+from restrain.parallel.layout import SHARDED, ZERO, Layout
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.training import spans
+from restrain.training.choosing import Choice, Need, choose
 from restrain.training.micro import BYTES_A_TOKEN, auto_micro
 
 # Below this many pixels a micro-batch, the threads of an operation cost more than they give (digits: 4,096 pixels,
@@ -26,7 +27,8 @@ PIXELS_WORTH_THREADS = 32_768
 @dataclass(frozen=True)
 class Placement:
     """``micro``: rows a forward pass. ``threads``: torch's own, a process. ``data_threads``: of the loader.
-    ``strategy``, ``tensor``, ``shard``: the layout (:class:`restrain.parallel.layout.Layout`)."""
+    ``strategy``, ``tensor``, ``shard``: the layout (:class:`restrain.parallel.layout.Layout`). ``because``: why
+    ``parallel.strategy: auto`` is that."""
 
     device: str
     micro: int
@@ -35,6 +37,7 @@ class Placement:
     strategy: str = "single"
     tensor: int = 1
     shard: int = 1
+    because: str = ""
 
     def layout(self, world: World) -> Layout:
         """How the model lies over so many ranks."""
@@ -62,16 +65,22 @@ def device_of(recipe: Recipe, world: World) -> torch.device:
 
 
 def place(
-    recipe: Recipe, world: World, device: torch.device, pixels: int, *, trains: bool = False, fits: bool = True
+    recipe: Recipe,
+    world: World,
+    device: torch.device,
+    pixels: int,
+    *,
+    trains: bool = False,
+    need: Need | None = None,
 ) -> Placement:
     """Resolve micro-batch, threads and, where it ``trains``, the layout; what only looks at a run has it whole.
 
-    ``pixels``: height x width of a training image (``Data.pixels``). ``fits``: whether a rank can hold all of the
-    model.
+    ``pixels``: height x width of a training image (``Data.pixels``). ``need``: what ``parallel.strategy: auto`` goes by.
 
     Raises UserError, naming the sizes that work, for a micro-batch or a layout that cannot be.
     """
-    layout = layout_of(recipe.parallel, world, fits) if trains else Layout()
+    choice = choose(recipe.parallel, world, need) if trains else Choice(Layout())
+    layout = choice.layout
     spans.check(recipe, layout.data)
     batch, group = recipe.batch.global_, recipe.batch.group
     if recipe.batch.micro == "auto":
@@ -89,7 +98,12 @@ def place(
     loaders = recipe.data.threads
     if loaders == "auto":
         loaders = 1 if pixels <= 64 * 64 else max(1, min(16, cores))
-    return Placement(str(device), micro, threads, loaders, layout.strategy, layout.tensor, layout.shard)
+    return Placement(str(device), micro, threads, loaders, *_laid(choice))
+
+
+def _laid(choice: Choice) -> tuple[str, int, int, str]:
+    layout = choice.layout
+    return layout.strategy, layout.tensor, layout.shard, choice.reason
 
 
 def check_layout(recipe: Recipe, layout: Layout, device: torch.device) -> None:

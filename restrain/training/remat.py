@@ -33,7 +33,7 @@ def twin_of(
     twin = weightless(model).to(dtype).train()
     for _, block in residual_blocks(twin):
         block.remat, block.segment = False, None
-    set_group(twin, recipe.batch.group)
+    set_group(twin, min(recipe.batch.group, micro))  # of a group that spans processes a pass has a part
     Dropping(twin, "sample", recipe.seed).rest(micro)
     return twin, like_inputs(recipe, micro, dtype, side)
 

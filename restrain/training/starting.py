@@ -73,7 +73,7 @@ def start(
 
 def processes(recipe: Recipe, here: World) -> int:
     """How many processes the run has: those that there are, or those that are to be started."""
-    return here.size if here.launcher != "single" else _local_ranks(recipe)
+    return here.size if here.launcher != "single" else local_ranks(recipe)
 
 
 def _default_folder(resolved: Resolved, here: World) -> Path:
@@ -92,7 +92,7 @@ def _default_folder(resolved: Resolved, here: World) -> Path:
     return base / f"{datetime.now():%Y%m%d-%H%M%S}-{digest}"
 
 
-def _local_ranks(recipe: Recipe) -> int:
+def local_ranks(recipe: Recipe) -> int:
     """How many processes this command starts here: ``parallel.devices``, or one a GPU, or one."""
     devices = recipe.parallel.devices
     if recipe.parallel.strategy == "single":
