@@ -1,23 +1,20 @@
 """The tables of docs/parallel.md are those of the code, and say what ``restrain check`` says."""
 
-import importlib.util
+import importlib
 from pathlib import Path
 
 import pytest
 
 from restrain.cli.main import run
 
-SCRIPT = Path(__file__).parents[2] / "docs" / "layouts.py"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(scope="module")
 def layouts():
-    spec = importlib.util.spec_from_file_location("layouts", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(DOCS))
+        return importlib.import_module("layouts")
 
 
 @pytest.mark.slow
