@@ -25,7 +25,7 @@ from restrain.bench.stepping import Stepping, prepare, settle
 from restrain.insight.cost import input_macs
 from restrain.insight.throughput import peak
 from restrain.parallel import distributed
-from restrain.parallel.layout import SHARDED, ZERO
+from restrain.parallel.layout import SHARDED, ZERO, Layout
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.training import fit, lightning, opening, placement
@@ -201,7 +201,7 @@ def _figures(
         several = f", {world.size} processes at once" if world.size > 1 else ""
         whose = f"measured: products of matrices of {resources.MATRIX} x {resources.MATRIX}{several}"
     return Figures(
-        layout=where.layout(world).strategy + where.layout(world).told,
+        layout=_told(where.layout(world)),
         device=name,
         placement=where.as_dict(),
         precision=recipe.precision,
@@ -222,6 +222,11 @@ def _figures(
         waits=first["waits"],
         waited=first["waited"],
     )
+
+
+def _told(layout: Layout) -> str:
+    shard = f" of {layout.shard}" if layout.strategy == "hsdp" else ""
+    return f"{layout.strategy}{shard}{f', tensor {layout.tensor}' if layout.tensor > 1 else ''}"
 
 
 def _macs(recipe: Recipe, model: torch.nn.Module) -> int | None:

@@ -163,7 +163,8 @@ def step(
     resolved, _ = resolve(name, overrides or [])
     recipe, here = resolved.recipe, from_environment()
     if sweep:
-        return _sweep(name, overrides or [], recipe, here, steps, seconds, warm_up, limit, out)
+        effort = ["--warm-up", str(warm_up), *(["--steps", str(steps)] if steps else ["--seconds", str(seconds)])]
+        return _sweep(resolved, name, overrides or [], here, effort, limit, out)
     from restrain.parallel import launch
     from restrain.training.starting import check_size, processes
 
@@ -222,3 +223,51 @@ def _mfu(found: Figures) -> str:
     if found.peak is None or found.mfu is None:
         return f"{amount} TFLOP/s; the peak of {found.peak_of} is not known"
     return f"{found.mfu:.1%}, {amount} of {found.peak / 1e12:.3g} TFLOP/s ({found.peak_of})"
+
+
+def _sweep(
+    resolved: Any, name: str, overrides: list[str], here: Any, effort: list[str], limit: float, out: Path | None
+) -> int:
+    from restrain.bench.sweep import sweep
+    from restrain.cli.tables import show_table
+    from restrain.errors import UserError
+    from restrain.recipe import load
+    from restrain.training.starting import processes
+
+    if here.launcher != "single":
+        raise UserError(
+            f"--sweep starts processes of its own, and this is one of {here.size} that {here.launcher} has started. "
+            f"Start the command once, on one machine."
+        )
+    # A strategy of the recipe's own says nothing here: each is tried.
+    devices = processes(load(name, [*overrides, "parallel.strategy=auto", "parallel.tensor=1"]).recipe, here)
+    rows = sweep(name, overrides, devices, effort, limit, lambda line: typer.echo(line, err=True))
+    timed = [row for row in rows if row.figures is not None]
+    if timed:
+        header = ("layout", "remat", "processes", "ms a step", "a second", "MFU", "memory", "predicted", "communication")
+        show_table(header, [_row(row) for row in timed])
+    for row in rows:
+        if row.figures is None:
+            typer.echo(f"not timed: {row.candidate.name}, remat {row.candidate.remat}: {row.because}")
+    if out is not None:
+        figures = {"recipe": resolved.name, "changes": overrides, "rows": [row.as_dict() for row in rows]}
+        out.write_text(json.dumps(figures, indent=1) + "\n")
+    return 0 if timed else 1
+
+
+def _row(row: Row) -> tuple[str, ...]:
+    from restrain.insight.units import size
+
+    found = row.figures
+    assert found is not None
+    return (
+        row.candidate.name,
+        row.candidate.remat,
+        str(row.candidate.processes),
+        f"{1e3 * found['step']:.1f}",
+        f"{found['rate']:,.0f} {found['unit']}",
+        f"{found['mfu']:.1%}" if found["mfu"] is not None else "-",
+        size(found["memory"]) if found["memory"] is not None else "-",
+        size(row.needed) if row.needed is not None else "-",
+        f"{1e3 * found['spoken']:.1f} ms" if found["collectives"] else "none",
+    )
