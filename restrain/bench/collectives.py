@@ -33,11 +33,10 @@ KINDS = {
     "send": "send",
     "recv": "receive",
 }
+ATEN = torch.ops.aten
 # The host must know a value, or a size that depends on one, before it goes on.
-WAITS = tuple(
-    getattr(torch.ops.aten, name)
-    for name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim")
-)
+WAITS = (ATEN._local_scalar_dense, ATEN.nonzero, ATEN.masked_select, ATEN.equal, ATEN._unique2, ATEN.unique_dim)
+WRITES = (ATEN.index_put, ATEN.index_put_)  # of one number everywhere, a mask is no wait
 
 
 @dataclass
@@ -50,8 +49,10 @@ class Collective:
 
 @dataclass
 class Seen:
-    """``waits``: operations that make the host wait, by name; ``waited``: the seconds that they took. On a GPU ``waits``
-    also has, as ``cuda``, what torch's own mode of debugging tells of (copies to the host among them)."""
+    """``waits``: operations that make the host wait, by name; ``waited``: the seconds that they took.
+
+    On a GPU ``waits`` also has, as ``cuda``, what torch's sync debug mode tells of (copies to the host among them).
+    """
 
     collectives: dict[str, Collective] = field(default_factory=dict)
     waits: dict[str, int] = field(default_factory=dict)
@@ -66,8 +67,7 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace in NAMESPACES:
             self._collective(func, args)
-        elif func.overloadpacket in WAITS:
-            name = func.overloadpacket.__name__
+        elif (name := wait(func, args)) is not None:
             self.seen.waits[name] = self.seen.waits.get(name, 0) + 1
             began = time.perf_counter()
             result = func(*args, **(kwargs or {}))
@@ -82,6 +82,18 @@ class _Watch(TorchDispatchMode):
             entry = self.seen.collectives.setdefault(kind, Collective())
             entry.count += 1
             entry.bytes += max((_bytes(tree_leaves(arg)) for arg in args), default=0)  # the larger of input and output
+
+
+def wait(func: Any, args: Any) -> str | None:
+    """The name of an operation that makes the host wait for the device, were the tensors there; None of others.
+
+    A choice by a mask asks for the places where it is true, below what such a mode sees.
+    """
+    packet = func.overloadpacket
+    masks = packet is ATEN.index or (packet in WRITES and args[2].numel() > 1)
+    if packet in WAITS or (masks and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])):
+        return packet.__name__
+    return None
 
 
 @contextmanager
@@ -112,9 +124,9 @@ def _bytes(leaves: Iterable[Any]) -> int:
 def spoken(step: Any, steps: int) -> float:
     """Seconds a step in which a collective was under way on this rank; ``step()`` is called ``steps`` times.
 
-    By torch's profiler. On the CPU a collective is under way from the call until gloo is done, the wait for slower ranks
-    included; on a GPU while NCCL's kernels run, which is a wait too where another rank is late. Times that overlap count
-    once. Computation may go on meanwhile, so this is no sum of what communication costs.
+    By torch's profiler. On the CPU a collective is under way from the call until gloo is done, the wait for slower
+    ranks included; on a GPU while NCCL's kernels run, which is a wait too where another rank is late. Times that
+    overlap count once. Computation may go on meanwhile, so this is not what communication adds to a step.
     """
     from torch.profiler import ProfilerActivity, profile
 

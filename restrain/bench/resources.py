@@ -15,8 +15,11 @@ LONG = 0.5  # seconds in which it is tried
 
 
 class Growth:
-    """How far memory grows beyond what is held when this is made, at most: on a GPU what torch's allocator hands out, on
-    a CPU resident memory (VmHWM of Linux, which is reset through ``/proc/self/clear_refs``)."""
+    """How far memory grows, at most, beyond what is held when this is made.
+
+    On a GPU what torch's allocator hands out; on a CPU resident memory (VmHWM of Linux, which is reset through
+    ``/proc/self/clear_refs``).
+    """
 
     def __init__(self, device: torch.device):
         self.device, self.before = device, None

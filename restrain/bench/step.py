@@ -6,6 +6,7 @@ every operation is looked at, then some under torch's profiler (:mod:`restrain.b
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import tempfile
@@ -161,7 +162,7 @@ def _times(step: Callable[[], None], count: int, device: torch.device) -> list[f
         step()
         event.record()
     torch.cuda.synchronize(device)
-    return [before.elapsed_time(after) / 1e3 for before, after in zip(events[:-1], events[1:], strict=True)]
+    return [before.elapsed_time(after) / 1e3 for before, after in itertools.pairwise(events)]
 
 
 def _of_all_ranks(world: World, mine: dict[str, Any]) -> list[dict[str, Any]]:

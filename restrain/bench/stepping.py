@@ -1,4 +1,4 @@
-"""A run's own optimizer step without its data: rows of the recipe's shape that are made once and trained again and again.
+"""A run's own optimizer step without its data: rows of the recipe's shape, made once and trained again and again.
 
 It is what ``fit`` builds, with the engine of the layout, precision, recomputation and compilation, and with what a run
 does between two steps; but it evaluates and saves nothing, keeps no journal, and Lightning's loop is not around it.

@@ -1,4 +1,4 @@
-"""Every layout that fits a number of processes, each timed in a world of its own, so that none sees what another left."""
+"""Every layout of a number of processes, each timed in a world of its own, so that none sees what another left."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 
 from restrain.bench import predicted
 from restrain.bench.stepping import settle
-from restrain.errors import UserError
+from restrain.errors import RestrainError
 from restrain.insight.units import size
 from restrain.parallel.layout import ZERO
 from restrain.parallel.world import World
-from restrain.recipe import Recipe, load
+from restrain.recipe import load
 from restrain.training import opening, placement
 from restrain.training.placement import Placement
 
@@ -110,13 +110,13 @@ def _before(name: str, words: Sequence[str], candidate: Candidate) -> Row:
     row = Row(candidate)
     world = World(size=candidate.processes, local_size=candidate.processes)
     try:
-        recipe: Recipe = load(name, words).recipe
+        recipe = load(name, words).recipe
         device = placement.device_of(recipe, World())
         autos, where = settle(recipe, world, device)
         recipe, where = opening.settle(recipe, autos), Placement(**where)
         row.needed = predicted.needed(recipe, where.layout(world), where.micro, recipe.precision)
         held = predicted.room(device, candidate.processes)
-    except UserError as error:
+    except RestrainError as error:
         row.because, row.refused = str(error), True
         return row
     if row.needed > held:
