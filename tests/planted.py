@@ -332,40 +332,22 @@ def no_pickles() -> None:
 # ------------------------------------------------------------------------------------------------------------ observers
 
 
-def _counting(call: Callable[..., Any], kind: str, counts: dict[str, int]) -> Callable[..., Any]:
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        counts[kind] = counts.get(kind, 0) + 1
-        return call(*args, **kwargs)
-
-    return counted
-
-
 def count_collectives(path: str) -> None:
-    """Write how many collectives of each kind every step of this rank issued, a JSON line a step."""
+    """Write a JSON line a step of this rank: how many collectives of each kind it issued, where its host waited."""
     import json
 
-    import torch.distributed as dist
-
+    from restrain.bench.collectives import watched
     from restrain.training.step import Run
 
-    counts: dict[str, int] = {}
-    kinds = {  # torch 2.15 names the two that FSDP2 uses anew
-        "reduce": ("all_reduce",),
-        "gather": ("all_gather_single", "all_gather_into_tensor"),
-        "scatter": ("reduce_scatter_single", "reduce_scatter_tensor"),
-    }
-    for kind, names in kinds.items():
-        name = next(name for name in names if hasattr(dist, name))
-
-        setattr(dist, name, _counting(getattr(dist, name), kind, counts))
     original = Run.step
 
     def step(self: Any, batch: Any) -> None:
-        counts.clear()
-        original(self, batch)
+        with watched() as seen:
+            original(self, batch)
         skipped = [block.skipped for block in self.dropping.paths.blocks.values()] if self.dropping.paths else []
+        counts = {kind: one.count for kind, one in seen.collectives.items()}
         with open(path, "a") as file:
-            file.write(json.dumps({"skipped": sum(skipped), **counts}) + "\n")
+            file.write(json.dumps({"skipped": sum(skipped), **counts, "waits": seen.waits}) + "\n")
 
     Run.step = step
 
@@ -374,14 +356,14 @@ def forbid_synchronisation() -> None:
     """Let a step raise where the host asks for the value of a tensor, or for a size that depends on one."""
     import traceback
 
-    import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
+    from restrain.bench.collectives import wait
     from restrain.training.step import Run
 
     class Refusing(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            if wait(func, args) is not None:
                 stack = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_stack()[-12:-1]]
                 raise AssertionError(f"the host waits for the device: {func}, from {', '.join(stack)}")
             return func(*args, **(kwargs or {}))
@@ -427,3 +409,26 @@ def gathers(path: str) -> None:
             file.write(json.dumps({"gathered": names, "skipped": skipped}) + "\n")
 
     Zero.adopt, Run.step = counted, written
+
+
+def misled(how: str) -> None:
+    """Let a step do once more what its collectives are counted for, or ask for a value; named by ``how``."""
+    import torch
+    import torch.distributed as dist
+
+    from restrain.training.step import Run
+
+    original = Run.update
+
+    def update(self: Any, *args: Any) -> Any:
+        if how == "reduce":
+            dist.all_reduce(torch.zeros(1))
+        elif how == "gather":
+            dist.all_gather_into_tensor(torch.zeros(self.world.size), torch.zeros(1))
+        elif how == "wait":
+            float(args[1][0])
+        elif how == "mask":
+            args[1][args[1] > 0]
+        return original(self, *args)
+
+    Run.update = update

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from restrain.cli.bench_step import step
 from restrain.cli.show import Overrides
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ COPIES = 4
 @app.callback()
 def _group() -> None:  # with a callback typer keeps a lone command's name
     pass
+
+
+app.command("step")(step)
 
 
 @app.command("data")

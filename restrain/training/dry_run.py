@@ -6,6 +6,7 @@ import math
 import time
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -48,6 +49,11 @@ def held_and_needed(recipe: Recipe, memory: Memory) -> tuple[int, int]:
     return held_by(device), int(memory.weights + memory.gradients + memory.activations * share)
 
 
+def unopened(recipe: Recipe) -> Any:
+    """What a task wants to know of data that are not there."""
+    return SimpleNamespace(mean=recipe.data.mean, std=recipe.data.std, train=_Unknown(recipe))
+
+
 def dry_run(recipe: Recipe, data: build.Data | None, micro: int) -> DryRun:
     """A forward and a backward pass on the device that is there, of fresh weights.
 
@@ -62,7 +68,7 @@ def dry_run(recipe: Recipe, data: build.Data | None, micro: int) -> DryRun:
     # The real order, augmentation, mixing and loader, of a step that is this one micro-batch.
     small = opening.settle(recipe, {"batch.global_": rows, "batch.group": group, "batch.micro": rows})
     small = opening.settle(small, {"data.repeats": 1, "precision": precision.resolve(recipe.precision, device)})
-    source = data or SimpleNamespace(mean=recipe.data.mean, std=recipe.data.std, train=_Unknown(recipe))
+    source = data or unopened(recipe)
     samples, labels, mix = _batch(small, data, device, rows)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -94,17 +100,30 @@ def dry_run(recipe: Recipe, data: build.Data | None, micro: int) -> DryRun:
     return found
 
 
-def _batch(recipe: Recipe, data: build.Data | None, device: torch.device, rows: int) -> tuple:
-    """(images uint8 [B, C, H, W] or windows int64 [B, T + 1], labels, how they are mixed or None) on the device."""
-    if data is None and recipe.data.kind == "tokens":
+def made_up(recipe: Recipe, rows: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows without data, equal wherever they are made: images uint8 [B, C, H, W], channels-last, windows int64
+    [B, T + 1] or sequences float32 [B, T, D], and their labels."""
+    if recipe.data.kind == "tokens":
         places = torch.arange(rows * (recipe.data.context + 1), device=device).view(rows, -1)
-        return places % recipe.model.classes, places[:, :0], None
+        return places % recipe.model.classes, places[:, :0]
+    if recipe.data.kind == "sequences":
+        size = (rows, recipe.data.context, recipe.model.in_chans)
+        return (_scrambled(math.prod(size)) / 256.0).view(size).to(device), torch.ones(rows, device=device)
+    side = build.image_sides(recipe)[0]
+    images = _scrambled(math.prod(size := (rows, recipe.model.in_chans, side, side))).to(torch.uint8).view(size)
+    labels = torch.arange(rows) % recipe.model.classes
+    return images.contiguous(memory_format=torch.channels_last).to(device), labels.to(device)
+
+
+def _scrambled(count: int) -> torch.Tensor:
+    """Numbers from 0 to 255 by Knuth's multiplicative hashing: no generator."""
+    return torch.arange(count) * 2654435761 >> 13 & 255
+
+
+def _batch(recipe: Recipe, data: build.Data | None, device: torch.device, rows: int) -> tuple:
+    """(samples, labels, how they are mixed or None) on the device."""
     if data is None:
-        side = build.image_sides(recipe)[0]
-        size = (rows, recipe.model.in_chans, side, side)
-        scrambled = torch.arange(math.prod(size)) * 2654435761 >> 13  # Knuth's multiplicative hashing: no generator
-        images = (scrambled & 255).to(torch.uint8).view(size).contiguous(memory_format=torch.channels_last)
-        return images.to(device), (torch.arange(rows) % recipe.model.classes).to(device), None
+        return *made_up(recipe, rows, device), None
     where = placement.Placement(str(device), rows, 1, 1)
     loader = build.build_train_loader(recipe, data, build.build_plan(recipe, data, []), World(), where, 0, 1)
     try:

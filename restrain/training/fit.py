@@ -62,7 +62,7 @@ def fit(
         say = lambda text: None  # noqa: E731
     recipe, own = resolved.recipe, own or Own()
     device = placement.device_of(recipe, world)
-    _choose_algorithms(recipe.deterministic)
+    choose_algorithms(recipe.deterministic)
     distributed.connect(world, device, alone=recipe.parallel.strategy in (*SHARDED, *ZERO))
     told = distributed.Told(world)
     folder = RunFolder(path)
@@ -91,7 +91,7 @@ def fit(
             distributed.leave(world)
 
 
-def _choose_algorithms(deterministic: bool) -> None:
+def choose_algorithms(deterministic: bool) -> None:
     """Deterministic kernels, or the fastest of cuDNN's for each shape, found by trying; before CUDA starts."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it

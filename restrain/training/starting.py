@@ -51,7 +51,7 @@ def start(
         launch.die_with_parent()
     folder = run or _default_folder(resolved, here)
     size = processes(resolved.recipe, here)
-    _check_size(resolved.recipe, here, size)
+    check_size(resolved.recipe, here, size)
     if size > here.size:
         if not command:
             raise UserError(
@@ -110,7 +110,8 @@ def local_ranks(recipe: Recipe) -> int:
     return max([n * tensor for n in worlds if n * tensor <= count], default=1)
 
 
-def _check_size(recipe: Recipe, here: World, size: int) -> None:
+def check_size(recipe: Recipe, here: World, size: int) -> None:
+    """Raises UserError where ``size`` processes cannot share the recipe's steps, or cannot be started from here."""
     from restrain.parallel.layout import layout_of
     from restrain.training import spans
 
