@@ -51,7 +51,7 @@ def slurm(
     ] = None,
     sbatch: Annotated[
         list[str] | None,
-        typer.Option("--sbatch", metavar="OPTION", help="Further option, such as --sbatch=--qos=long."),
+        typer.Option("--sbatch", metavar="OPTION", help="A further option: --sbatch=--qos=long."),
     ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help="Write the script there.")] = None,
     submit: Annotated[bool, typer.Option("--submit", help="Hand the script to sbatch.")] = False,
@@ -93,21 +93,19 @@ def _check_options(time: str | None, options: Sequence[str]) -> None:
 
 
 def _check_words(
-    recipe: str | None, overrides: Sequence[str], run: Path | None, array: Path | None, at_once: Any
+    recipe: str | None, overrides: Sequence[str], run: Path | None, array: Path | None, at_once: int | None
 ) -> None:
     from restrain.errors import UserError
 
     if array is None and recipe is None:
-        raise UserError(
-            "slurm takes a recipe, or with --array the folder of a sweep: restrain slurm imagenet_resnet50."
-        )
+        raise UserError("slurm takes a recipe, or with --array the folder of a sweep: restrain slurm gpt2_124m, say.")
     if array is None and at_once is not None:
         raise UserError("--at-once is for the points of a sweep, and there is no --array.")
     if array is not None and (recipe is not None or overrides or run is not None):
         given = recipe or (f"--run {run}" if run is not None else overrides[0])
         raise UserError(
-            f"--array {array} takes recipes, values and run folders from that sweep: leave {given} out. A value for all "
-            f"of its points belongs to restrain sweep, or behind the script: sbatch FILE key=value."
+            f"--array {array} takes recipes, values and run folders from that sweep: leave {given} out. A value for "
+            f"all of its points belongs to restrain sweep, or behind the script: sbatch FILE key=value."
         )
 
 
@@ -132,7 +130,7 @@ def _check_data(resolved: Resolved, submit: bool) -> None:
     from restrain.errors import UserError
     from restrain.recipe.schema_data import WITHOUT_ROOT
 
-    data = resolved.recipe.data
+    data: Any = resolved.recipe.data
     if data.name in WITHOUT_ROOT:
         return
     if data.root is None and submit:
@@ -205,8 +203,8 @@ def _submit(job: Job, text: str, run: Path | None) -> None:
         done = subprocess.run(["sbatch", "--parsable"], input=text, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise WorldError(
-            "There is no sbatch on PATH: this machine is not one that jobs are submitted from. Write the script with -o "
-            "FILE, and run sbatch FILE where there is one."
+            "There is no sbatch on PATH: this machine is not one that jobs are submitted from. Write the script with "
+            "-o FILE, and run sbatch FILE where there is one."
         ) from None
     if done.returncode or not (number := submitted(done.stdout)):
         said = " ".join((done.stderr or done.stdout).split())[:TOLD] or "nothing"

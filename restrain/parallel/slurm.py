@@ -18,14 +18,22 @@ GPUS, CPUS, TIME, NOTICE = 8, 12, "24:00:00", 120
 """Where neither the command nor the site file says: GPUs of a node, processors for each, time limit, seconds before it
 at which a job is told to leave."""
 
-SHIPPED: dict[str, dict[str, int | str]] = {
-    "imagenet_resnet50": {"time": "12:00:00"},
-    "imagenet_resnet152": {},
-    "imagenet_deit_b": {"nodes": 2},  # its groups of 64 are those of the 16 GPUs that it was published with
-    "gpt2_124m": {},
-    "gpt_7b": {"nodes": 16},
+
+@dataclass(frozen=True)
+class Shipped:
+    """What the script of a recipe in ``slurm/`` asks for, where nobody says otherwise."""
+
+    nodes: int = 1
+    time: str = TIME
+
+
+SHIPPED = {
+    "imagenet_resnet50": Shipped(time="12:00:00"),
+    "imagenet_resnet152": Shipped(),
+    "imagenet_deit_b": Shipped(nodes=2),  # its groups of 64 are those of the 16 GPUs that it was published with
+    "gpt2_124m": Shipped(),
+    "gpt_7b": Shipped(nodes=16),
 }
-"""The recipes that have a script in ``slurm/``, and what is asked for them where nobody says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +93,16 @@ def _head(job: Job) -> list[str]:
     what = f"each point of the sweep in {job.array.folder}" if job.array else job.name
     return [
         "#!/usr/bin/env bash",
-        f"# Trains {what} under Slurm, one task a {'GPU' if job.takes.gpus else 'process'}, on as many nodes as it is given.",
+        f"# Trains {what} under Slurm{', one task a GPU' if job.takes.gpus else ''}, on as many nodes as it is given.",
         "#",
         "#   sbatch [--nodes=N] [option ...] THIS_FILE [key=value ...]",
         "#",
-        "# Submit from the folder that is to hold runs/: the run folder is RECIPE/JOB in there, and what the tasks say goes",
-        "# to a file beside it (a folder in --output would have to exist: Slurm does not make it, and the job would fail",
-        "# without a word). Options of sbatch go before those below, key=value before the recipe's.",
+        "# Submit from the folder that is to hold runs/: the run folder is RECIPE/JOB in there, and what the tasks say",
+        "# goes to a file beside it (a folder in --output would have to exist: Slurm does not make it, and the job would",
+        "# fail without a word). Options of sbatch go before those below, key=value before the recipe's.",
         "#",
-        "# Before the time limit the tasks get SIGUSR1: they save and leave, and the job ends with 75. Another job goes on",
-        "# with: restrain resume RUN_FOLDER, or --run with that folder.",
+        "# Before the time limit the tasks get SIGUSR1: they save and leave, and the job ends with 75. Another job goes",
+        "# on with: restrain resume RUN_FOLDER, or --run with that folder.",
     ]
 
 
@@ -140,7 +148,7 @@ def _prelude(job: Job, site: Site) -> list[str]:
         'cd "$SLURM_SUBMIT_DIR"',
         f"export PATH={path}",
         "command -v restrain >/dev/null || {",
-        '  echo "error: there is no restrain on PATH. Submit from a folder with .venv, or name one in the site file." >&2',
+        '  echo "error: there is no restrain on PATH: submit from a folder with .venv, or name one in the site file" >&2',
         "  exit 2",
         "}",
         "# Since Slurm 22.05 a step does not take --cpus-per-task over from its job.",
@@ -190,14 +198,14 @@ class Asked:
 
         Raises UserError where command and recipe name different numbers.
         """
-        own = SHIPPED.get(name, {})
+        own = SHIPPED.get(name, Shipped())
         for option, asked, key in (("nodes", self.nodes, "nodes"), ("gpus-per-node", self.tasks, "devices")):
             named = getattr(parallel, key)
             if asked is not None and named not in ("auto", asked):
                 raise UserError(f"--{option} {asked}, but parallel.{key}={named}. Leave one of them out.")
-        nodes = parallel.nodes if parallel.nodes != "auto" else own.get("nodes", 1)
+        nodes = parallel.nodes if parallel.nodes != "auto" else own.nodes
         tasks = parallel.devices if parallel.devices != "auto" else site.slurm.gpus or GPUS
-        time = self.time or site.slurm.time or str(own.get("time", TIME))
+        time = self.time or site.slurm.time or own.time
         gpus = parallel.accelerator != "cpu"
         return Resources(self.nodes or nodes, self.tasks or tasks, time, gpus, self.sbatch, site_file)
 
