@@ -3,12 +3,12 @@
 #
 #   sbatch [--nodes=N] [option ...] THIS_FILE [key=value ...]
 #
-# Submit from the folder that is to hold runs/: the run folder is RECIPE/JOB in there, and what the tasks say
-# goes to a file beside it (a folder in --output would have to exist: Slurm does not make it, and the job would
-# fail without a word). Options of sbatch go before those below, key=value before the recipe's.
+# Submit from the folder that is to hold runs/: the run folder is RECIPE/JOB in there, and what tasks say
+# goes to a file beside it (a folder in --output would have to exist: Slurm does not make it, and the job
+# would fail without a word). Options of sbatch go before those below, key=value before the recipe's.
 #
-# Before the time limit the tasks get SIGUSR1: they save and leave, and the job ends with 75. Another job goes
-# on with: restrain resume RUN_FOLDER, or --run with that folder.
+# Before the time limit the tasks get SIGUSR1: they save and leave, and the job ends with 75. Another job
+# goes on with: restrain resume RUN_FOLDER, or --run with that folder.
 #SBATCH --job-name=gpt2_124m
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8
@@ -26,7 +26,7 @@ set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
 export PATH="$PWD/.venv/bin:$PATH"
 command -v restrain >/dev/null || {
-  echo "error: there is no restrain on PATH: submit from a folder with .venv, or name one in the site file" >&2
+  echo "error: no restrain on PATH: submit from a folder with .venv, or name it in the site file" >&2
   exit 2
 }
 # Since Slurm 22.05 a step does not take --cpus-per-task over from its job.

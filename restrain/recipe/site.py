@@ -8,7 +8,7 @@
     modules: [cuda/13.0]
     interface: ib0
     nccl: {NCCL_IB_HCA: mlx5}
-    timeouts: {start: 45s, collective: 10min}
+    start_timeout: 45s
 """
 
 import os
@@ -79,15 +79,6 @@ class SiteSlurm(Section):
     )
 
 
-class SiteTimeouts(Section):
-    """How long processes wait for one another at this place."""
-
-    start: Clock = Field(
-        default=Duration(45, "s"), description="For all of them to come, before the missing ones are named."
-    )
-    collective: Clock = Field(default=Duration(10, "min"), description="In a collective, before the run ends.")
-
-
 class Site(Section):
     """What a place says of itself."""
 
@@ -103,7 +94,9 @@ class Site(Section):
     nccl: Annotated[dict[str, str], AfterValidator(_of_nccl)] = Field(
         default={}, description="Variables of NCCL, such as NCCL_IB_HCA. What stands in the environment goes before."
     )
-    timeouts: SiteTimeouts = Field(default=SiteTimeouts(), description="How long processes wait for one another.")
+    start_timeout: Clock = Field(
+        default=Duration(45, "s"), description="How long the processes of a run wait for the last one to come."
+    )
 
 
 def find_site(given: Path | None) -> Path | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,8 +17,9 @@ from restrain.errors import RestrainError
 from restrain.insight import machine
 from restrain.parallel import distributed
 from restrain.parallel.layout import SHARDED, ZERO
+from restrain.parallel.startup import Told, agree
 from restrain.parallel.world import World
-from restrain.recipe import Recipe, Resolved, is_placement, leaves, load, to_yaml
+from restrain.recipe import Recipe, Resolved, is_placement, leaves, load
 from restrain.recipe.verdict import judge
 from restrain.recipe.writing import flow
 from restrain.run import checkpoint, journal
@@ -63,16 +63,18 @@ def fit(
     recipe, own = resolved.recipe, own or Own()
     device = placement.device_of(recipe, world)
     _choose_algorithms(recipe.deterministic)
-    distributed.connect(world, device, alone=recipe.parallel.strategy in (*SHARDED, *ZERO))
-    told = distributed.Told(world)
+    alone = recipe.parallel.strategy in (*SHARDED, *ZERO)
+    told = distributed.connect(world, device, alone, resolved.site.start_timeout.seconds())
     folder = RunFolder(path)
     lease = Lease(folder.path) if world.rank == 0 else None
     try:
+        agree(told, "recipe", {key: flow(value) for key, value in leaves(recipe).items()})
         data = _open_data(recipe, told, own)
         settled, layout = told.first_rank(lambda: _settle(recipe, folder, data, world, device, fork, own))
         recipe = opening.settle(recipe, settled)
         decoder = build.use_decoder(data, recipe)
-        distributed.refuse_unequal(world, hashlib.sha256(f"{to_yaml(recipe)}{decoder}".encode()).hexdigest())
+        facts = build.identity(resolved.name, recipe, data) | {"decoder": decoder}
+        agree(told, "data", {key: str(value) for key, value in facts.items()})
         where = placement.Placement(**layout | {"device": str(device)})
         torch.set_num_threads(where.threads)
         opened = Opening(**told.first_rank(lambda: _open(folder, lease, recipe, resolved, data, allow, fork, own)))
@@ -83,7 +85,7 @@ def fit(
         folder.join_attempt(opened.attempt)
         return _train(Attempt(recipe, folder, lease, world, device, where, data, opened, own), say)
     except RuntimeError as error:
-        raise distributed.explained(error, world) from error
+        raise distributed.explained(error, told) from error
     finally:
         if lease is not None:
             lease.release()
@@ -99,7 +101,7 @@ def _choose_algorithms(deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = not deterministic
 
 
-def _open_data(recipe: Recipe, told: distributed.Told, own: Own) -> build.Data:
+def _open_data(recipe: Recipe, told: Told, own: Own) -> build.Data:
     """Rank 0 goes first, since it may have to index the set; the others then find the index."""
     opened: list[build.Data] = []
 
