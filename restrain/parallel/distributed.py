@@ -84,7 +84,7 @@ def explained(error: RuntimeError, told: Told) -> Exception:
 def gone(said: str, told: Told) -> WorldError:
     """Which rank has left, as far as the others can find out, for the rank that noticed."""
     who = startup.lost(told)
-    missing = f"{who} is gone; what it said stands in its own output. " if who else ""
+    missing = f"{who} does not answer any more. " if who else ""
     return WorldError(
         f"Rank {told.world.rank} lost the connection to another rank, whose own message says why it left. {missing}The "
         f"same command with the same --run goes on from the last checkpoint. (The library said: "

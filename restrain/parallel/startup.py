@@ -250,7 +250,7 @@ def _named(ranks: list[int], world: World, store: Any) -> str:
     return f"Rank {named}{more} (of {world.size})"
 
 
-def lost(told: Told, seconds: float = 15.0) -> str:
+def lost(told: Told, seconds: float = 10.0) -> str:
     """Who has gone, asked of all ranks by those that a collective has failed for; empty where that is not known."""
     world, store = told.world, told.store
     name = "restrain/lost"
