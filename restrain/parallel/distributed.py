@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -11,11 +13,11 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from restrain.errors import WorldError
 from restrain.models.span import Span
-from restrain.parallel import startup
+from restrain.parallel import environment, startup
 from restrain.parallel.startup import Told
 from restrain.parallel.world import World, rendezvous
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+COLLECTIVE_TIMEOUT = timedelta(seconds=environment.COLLECTIVE_TIMEOUT)
 
 
 def connect(world: World, device: torch.device, alone: bool = False, start: float = 45.0) -> Told:
@@ -79,6 +81,23 @@ def explained(error: RuntimeError, told: Told) -> Exception:
     if told.world.size == 1 or not any(sign in said for sign in signs):
         return error
     return gone(said, told)
+
+
+def write_collectives(path: Path) -> None:
+    """What the flight recorder has of the last collectives, as JSON; beside a failure, which matters more."""
+    recorder = torch._C._distributed_c10d
+    with suppress(Exception):
+        told = recorder._dump_nccl_trace_json() if dist.get_backend() == "nccl" else recorder._dump_fr_trace_json()
+        path.write_bytes(told)
+
+
+def addresses(world: World) -> list[str]:
+    """The PCI addresses of the GPUs of this node's ranks, in order."""
+    found = []
+    for index in range(min(world.local_size, torch.cuda.device_count())):
+        gpu = torch.cuda.get_device_properties(index)
+        found.append(f"{gpu.pci_domain_id:04x}:{gpu.pci_bus_id:02x}:{gpu.pci_device_id:02x}.0")
+    return found
 
 
 def gone(said: str, told: Told) -> WorldError:

@@ -16,7 +16,8 @@ from restrain.errors import WorldError
 
 @dataclass(frozen=True)
 class World:
-    """One process among ``size``; ``local_size`` on this node. ``launcher``: single, restrain, torchrun or slurm."""
+    """One process among ``size``; ``local_size`` on this node. ``launcher``: single, restrain, torchrun or slurm.
+    ``cores``: its share of the processors, counted before it was bound to some of them; 0: not counted."""
 
     rank: int = 0
     size: int = 1
@@ -24,6 +25,7 @@ class World:
     local_size: int = 1
     node: int = 0
     launcher: str = "single"
+    cores: int = 0
 
     @property
     def nodes(self) -> int:
@@ -89,6 +91,15 @@ def hosts(env: Mapping[str, str]) -> list[str]:
     if done.returncode:
         raise WorldError(f"scontrol could not expand the node list {listed!r}: {done.stderr.strip()}.")
     return done.stdout.split()
+
+
+def cores_of(world: World, env: Mapping[str, str] = os.environ) -> int:
+    """This process's share of the processors. Slurm binds each task to its own; elsewhere the node's are divided."""
+    mine = len(os.sched_getaffinity(0))
+    task = env.get("SLURM_CPUS_PER_TASK") or env.get("SRUN_CPUS_PER_TASK")
+    if world.launcher == "slurm" and task is not None and task.isdecimal():
+        return max(1, min(mine, int(task)))
+    return max(1, mine // world.local_size)
 
 
 def _int(env: Mapping[str, str], name: str) -> int:
