@@ -459,3 +459,10 @@ def other_data() -> None:
 
     original = build.identity
     build.identity = lambda *arguments: {**original(*arguments), "samples": 17}
+
+
+def other_restrain() -> None:
+    """This rank has an older Restrain."""
+    from restrain.parallel import startup
+
+    startup.__version__ = "0.0.0"

@@ -85,7 +85,7 @@ def explained(error: RuntimeError, told: Told) -> Exception:
 
 def write_collectives(path: Path) -> None:
     """What the flight recorder has of the last collectives, as JSON; beside a failure, which matters more."""
-    recorder = torch._C._distributed_c10d
+    recorder = torch._C._distributed_c10d  # pyright: ignore[reportAttributeAccessIssue]
     with suppress(Exception):
         told = recorder._dump_nccl_trace_json() if dist.get_backend() == "nccl" else recorder._dump_fr_trace_json()
         path.write_bytes(told)

@@ -71,13 +71,13 @@ def test_dumps_of_the_flight_recorder_go_to_the_attempt(tmp_path: Path) -> None:
     env: dict[str, str] = {}
     found = Surroundings()
     record_into(tmp_path, found, env)
-    assert env == {name: f"{tmp_path}/collectives-" for name in found.set}
+    assert env == dict.fromkeys(found.set, f"{tmp_path}/collectives-")
     assert set(found.set) == {"TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"}
 
 
 def test_an_interface_that_is_not_there(interfaces: Path) -> None:
     site = Site(interface="ib0,ib1")
-    with pytest.raises(WorldError, match="interface: ib0,ib1, and .* has no ib1, but eth0, ib0, lo"):
+    with pytest.raises(WorldError, match=r"interface: ib0,ib1, and .* has no ib1, but eth0, ib0, lo"):
         prepare(TWO_NODES, site, 6, {}, interfaces)
     mine = {"NCCL_SOCKET_IFNAME": "eth0", "GLOO_SOCKET_IFNAME": "eth0"}
     assert "NCCL_SOCKET_IFNAME" not in prepare(TWO_NODES, site, 6, mine, interfaces).set
