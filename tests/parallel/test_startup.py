@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
@@ -10,9 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from restrain.errors import WorldError
 from restrain.parallel import startup
+from restrain.parallel.startup import Told, roll_call
 from restrain.parallel.world import World, hosts, rendezvous
 from tests import worlds
 from tests.worlds import CONTEXT, Ended, Fault, Started
@@ -23,8 +26,8 @@ RUN = ["train", "digits_resnet20", "length=2st", "evaluate.every=2st"]
 
 @pytest.fixture
 def soon(tmp_path: Path) -> dict[str, str]:
-    """A site whose ranks wait for each other for five seconds."""
-    (tmp_path / "site.yaml").write_text("start_timeout: 5s\n")
+    """A site whose ranks wait for each other for fifteen seconds."""
+    (tmp_path / "site.yaml").write_text("start_timeout: 15s\n")
     return {"RESTRAIN_SITE": str(tmp_path / "site.yaml")}
 
 
@@ -70,6 +73,7 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_before_joining_is_named(tmp_path: Path, soon: dict[str, str]) -> None:
     environments = [{**one, **soon} for one in slurm(tmp_path, 4, free_port())]
     ended = started(tmp_path, environments, {2: [("before_joining", {})]})
@@ -79,6 +83,7 @@ def test_a_rank_that_dies_before_joining_is_named(tmp_path: Path, soon: dict[str
     assert not ended.said[1] + ended.said[3]
 
 
+@pytest.mark.slow
 def test_rank_0_that_dies_before_joining_is_named(tmp_path: Path, soon: dict[str, str]) -> None:
     port = free_port()
     environments = [{**one, **soon} for one in slurm(tmp_path, 2, port)]
@@ -103,6 +108,7 @@ def test_a_rank_that_dies_before_the_first_step_is_named(tmp_path: Path) -> None
     assert f"Rank 1 on {HOST} (of 2) does not answer any more" in ended.said[0]
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken(tmp_path: Path, soon: dict[str, str]) -> None:
     with listener() as port:
         ended = started(tmp_path, [{**one, **soon} for one in slurm(tmp_path, 2, port)])
@@ -126,6 +132,24 @@ def test_a_rank_that_differs_is_refused(tmp_path: Path, fault: str, said: str) -
     assert f"error: {said}" in ended.said[0]
     assert not ended.said[1]
     assert not (tmp_path / "run").exists()
+
+
+def test_the_roll_call_names_who_is_missing() -> None:
+    store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    told = Told(World(rank=0, size=4, local_size=2), store)
+    store.set(f"{startup.HERE}/2", json.dumps({"host": "n2"}))
+    store.set("restrain/1/heard", "1")  # by the one that is there
+    with pytest.raises(WorldError, match=rf"^Rank 1 on {HOST}, 3 on n2 \(of 4\) did not come within 0 s"):
+        roll_call(told, 0.2)
+    assert json.loads(store.get("restrain/1")) == {"failed": 1}
+
+
+def test_rank_0_says_which_port_is_taken() -> None:
+    with listener() as port:
+        env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        with pytest.raises(WorldError, match=f"^Port {port} of {HOST}") as error:
+            startup.meet(World(size=2, launcher="torchrun"), env, 5)
+    assert "Give torchrun another one (--master-port)" in str(error.value)
 
 
 def test_a_slow_start_makes_patient(tmp_path: Path) -> None:
