@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# ResNet-50 on ImageNet-1k: one node, eight GPUs, one task a GPU.
+# Trains imagenet_resnet50 under Slurm, one task a GPU, on as many nodes as it is given.
 #
-#   sbatch slurm/imagenet_resnet50.sh data.root=/data/imagenet [key=value ...]
+#   sbatch [--nodes=N] [option ...] THIS_FILE [key=value ...]
 #
-# Submit from the folder that is to hold runs/: the run folder is runs/imagenet_resnet50/<job id>, and what the tasks say
-# goes to a file beside runs/ (a folder in --output would have to exist: Slurm does not make it, and the job would fail
-# without a word). Partition and account: sbatch -p ... -A ...
+# Submit from the folder that is to hold runs/: the run folder is RECIPE/JOB in there, and what tasks say
+# goes to a file beside it (a folder in --output would have to exist: Slurm does not make it, and the job
+# would fail without a word). Options of sbatch go before those below, key=value before the recipe's.
 #
-# Two minutes before the time limit the tasks get SIGUSR1: they save and leave, and the job ends with 75. Another job
-# goes on with: restrain resume runs/imagenet_resnet50/<job id>, or --run with that folder.
+# Before the time limit the tasks get SIGUSR1: they save and leave, and the job ends with 75. Another job
+# goes on with: restrain resume RUN_FOLDER, or --run with that folder.
 #SBATCH --job-name=imagenet_resnet50
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8
@@ -25,6 +25,10 @@ set -euo pipefail
 # Not by way of $0: Slurm runs a copy of this script from its spool folder.
 cd "$SLURM_SUBMIT_DIR"
 export PATH="$PWD/.venv/bin:$PATH"
+command -v restrain >/dev/null || {
+  echo "error: no restrain on PATH: submit from a folder with .venv, or name it in the site file" >&2
+  exit 2
+}
 # Since Slurm 22.05 a step does not take --cpus-per-task over from its job.
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 

@@ -41,6 +41,20 @@ def at_step(step: int, signal: str = "SIGKILL") -> None:
     _before(Run, "step", lambda count, run, batch: run.state.step + 1 == step, _send(signal))
 
 
+def before_joining(signal: str = "SIGKILL") -> None:
+    """Before the rank says that it is there."""
+    from restrain.parallel import startup
+
+    _before(startup, "meet", lambda count, *_: count == 1, _send(signal))
+
+
+def before_the_model(signal: str = "SIGKILL") -> None:
+    """After the ranks have met, before the first step."""
+    from restrain.training import build
+
+    _before(build, "build_engine", lambda count, *_: count == 1, _send(signal))
+
+
 def at_accumulation(step: int, signal: str = "SIGKILL") -> None:
     """Between the first and the second micro-batch of a step."""
     from restrain.training.step import Run
@@ -432,3 +446,28 @@ def misled(how: str) -> None:
         return original(self, *args)
 
     Run.update = update
+
+
+# ------------------------------------------------------------------------------------------------- ranks that differ
+
+
+def other_version() -> None:
+    """This rank's torch says to be an older one."""
+    import torch
+
+    torch.__version__ = "2.14.0"  # pyright: ignore[reportPrivateImportUsage]
+
+
+def other_data() -> None:
+    """This rank finds other bytes in the set."""
+    from restrain.training import build
+
+    original = build.identity
+    build.identity = lambda *arguments: {**original(*arguments), "samples": 17}
+
+
+def other_restrain() -> None:
+    """This rank has an older Restrain."""
+    from restrain.parallel import startup
+
+    startup.__version__ = "0.0.0"

@@ -27,6 +27,7 @@ from restrain.insight.cost import input_macs
 from restrain.insight.throughput import peak
 from restrain.parallel import distributed
 from restrain.parallel.layout import SHARDED, ZERO, Layout
+from restrain.parallel.startup import Told
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.training import fit, lightning, opening, placement
@@ -93,8 +94,7 @@ def measure(recipe: Recipe, world: World, effort: Effort) -> Figures | None:
     """
     device = placement.device_of(recipe, world)
     fit.choose_algorithms(recipe.deterministic)
-    distributed.connect(world, device, alone=recipe.parallel.strategy in (*SHARDED, *ZERO))
-    told = distributed.Told(world)
+    told = distributed.connect(world, device, alone=recipe.parallel.strategy in (*SHARDED, *ZERO))
     try:
         autos, where = told.first_rank(lambda: settle(recipe, world, device))
         recipe, where = opening.settle(recipe, autos), Placement(**where | {"device": str(device)})
@@ -108,13 +108,13 @@ def measure(recipe: Recipe, world: World, effort: Effort) -> Figures | None:
         ranks = _of_all_ranks(world, found)
         return None if world.rank else _figures(recipe, world, device, where, ranks, stepping)
     except RuntimeError as error:
-        raise distributed.explained(error, world) from error
+        raise distributed.explained(error, told) from error
     finally:
         distributed.leave(world)
 
 
 def _measured(
-    stepping: Stepping, device: torch.device, effort: Effort, told: distributed.Told, growth: resources.Growth
+    stepping: Stepping, device: torch.device, effort: Effort, told: Told, growth: resources.Growth
 ) -> dict[str, Any]:
     """Of this rank, as JSON has it."""
     first, *warm = (_seconds(stepping.step, device) for _ in range(1 + effort.warm))

@@ -35,6 +35,7 @@ from restrain.cli.runs import runs
 from restrain.cli.sample import sample
 from restrain.cli.schema import schema
 from restrain.cli.show import show
+from restrain.cli.slurm import slurm
 from restrain.cli.sweep import sweep
 from restrain.cli.sync import sync
 from restrain.cli.train import resume, train
@@ -107,6 +108,7 @@ app.command()(compare)
 app.command()(report)
 app.command()(lineage)
 app.command()(sweep)
+app.command()(slurm)
 app.command()(sync)
 app.command()(evaluate)
 app.command()(predict)

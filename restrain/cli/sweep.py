@@ -39,7 +39,7 @@ def sweep(
         raise UserError("sweep takes a recipe and axes: restrain sweep digits_resnet20 'optimizer.lr={0.05,0.1}'.")
     folder = out
     if folder is not None and (folder / "sweep.json").exists():
-        plan = _read(folder)
+        plan = read_plan(folder)
         _refuse_another(folder, plan, name, words or [])
     else:
         if name is None:
@@ -112,7 +112,8 @@ def _how_long(recipe: str, number: int) -> str:
     return f"and how long one takes is not known: there is no finished run of {recipe} in runs/"
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def read_plan(folder: Path) -> dict[str, Any]:
+    """What is swept in ``folder``. Raises UserError for a damaged sweep.json."""
     from restrain.errors import UserError
 
     try:

@@ -2,39 +2,51 @@
 
 from __future__ import annotations
 
-import json
 import os
-import time
-from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 
-from restrain.errors import RestrainError, UserError, WorldError
+from restrain.errors import WorldError
 from restrain.models.span import Span
+from restrain.parallel import environment, startup
+from restrain.parallel.startup import Told
 from restrain.parallel.world import World, rendezvous
 
-LEFT = "Rank 0 went away before the run began; its own message says why."
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+COLLECTIVE_TIMEOUT = timedelta(seconds=environment.COLLECTIVE_TIMEOUT)
 
 
-def connect(world: World, device: torch.device, alone: bool = False) -> None:
-    """Join the process group of a run; nothing for a single process, unless its layout needs one (``alone``)."""
-    if dist.is_initialized() or (world.size == 1 and not alone):
-        return
+def connect(world: World, device: torch.device, alone: bool = False, start: float = 45.0) -> Told:
+    """Join the process group of a run; nothing for a single process, unless its layout needs one (``alone``).
+
+    ``start``: seconds to wait for the others. Raises WorldError on rank 0, naming those that did not come.
+    """
+    backend = "nccl" if device.type == "cuda" else "gloo"
     if world.size == 1:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
-        return
+        if alone and not dist.is_initialized():
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
+        return Told(world)
+    if dist.is_initialized():
+        return Told(world, dist.distributed_c10d._get_default_store())
     rendezvous(world, os.environ)  # pyright: ignore[reportArgumentType]
     world.export(os.environ)  # pyright: ignore[reportArgumentType]
+    seconds = startup.patience(start)
+    store = startup.meet(world, os.environ, seconds)
+    told = Told(world, store)
+    startup.roll_call(told, seconds)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=COLLECTIVE_TIMEOUT)
+    timeout = timedelta(seconds=seconds)
+    try:
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
+    except RuntimeError as error:
+        raise gone(str(error), told) from error
+    dist.set_timeout(COLLECTIVE_TIMEOUT)
+    return told
 
 
 def leave(world: World) -> None:
@@ -55,7 +67,7 @@ def span_of(rank: int, ranks: int) -> Span | None:
     return Span(dist.new_group(members, timeout=COLLECTIVE_TIMEOUT, use_local_synchronization=True))  # pyright: ignore
 
 
-def explained(error: RuntimeError, world: World) -> Exception:
+def explained(error: RuntimeError, told: Told) -> Exception:
     """A collective that failed because another rank is gone, in words; any other error as it is."""
     said = str(error)
     signs = (
@@ -66,73 +78,37 @@ def explained(error: RuntimeError, world: World) -> Exception:
         "Timed out",
         "timed out waiting",
     )
-    if world.size == 1 or not any(sign in said for sign in signs):
+    if told.world.size == 1 or not any(sign in said for sign in signs):
         return error
+    return gone(said, told)
+
+
+def write_collectives(path: Path) -> None:
+    """What the flight recorder has of the last collectives, as JSON; beside a failure, which matters more."""
+    recorder = torch._C._distributed_c10d  # pyright: ignore[reportAttributeAccessIssue]
+    with suppress(Exception):
+        told = recorder._dump_nccl_trace_json() if dist.get_backend() == "nccl" else recorder._dump_fr_trace_json()
+        path.write_bytes(told)
+
+
+def addresses(world: World) -> list[str]:
+    """The PCI addresses of the GPUs of this node's ranks, in order."""
+    found = []
+    for index in range(min(world.local_size, torch.cuda.device_count())):
+        gpu = torch.cuda.get_device_properties(index)
+        found.append(f"{gpu.pci_domain_id:04x}:{gpu.pci_bus_id:02x}:{gpu.pci_device_id:02x}.0")
+    return found
+
+
+def gone(said: str, told: Told) -> WorldError:
+    """Which rank has left, as far as the others can find out, for the rank that noticed."""
+    who = startup.lost(told)
+    missing = f"{who} does not answer any more. " if who else ""
     return WorldError(
-        f"Rank {world.rank} lost the connection to another rank, whose own message says why it left. The same command "
-        f"with the same --run goes on from the last checkpoint. (The library said: {said.splitlines()[0][:200]})"
+        f"Rank {told.world.rank} lost the connection to another rank, whose own message says why it left. {missing}The "
+        f"same command with the same --run goes on from the last checkpoint. (The library said: "
+        f"{said.splitlines()[0][:200]})"
     )
-
-
-class Told:
-    """What rank 0 has to say to the others before the first collective: over the store, as JSON, never pickled."""
-
-    def __init__(self, world: World):
-        self.world, self.number = world, 0
-
-    def first_rank(self, work: Callable[[], Any]) -> Any:
-        """Run ``work`` on rank 0; all ranks return its JSON value. Its error ends all ranks, told by rank 0 alone."""
-        if self.world.size == 1:
-            return work()
-        self.number += 1
-        name, store = f"restrain/{self.number}", dist.distributed_c10d._get_default_store()
-        if self.world.rank == 0:
-            try:
-                value = work()
-            except BaseException as error:
-                code = error.exit_code if isinstance(error, RestrainError) else 1
-                store.set(name, json.dumps({"failed": code}))
-                self._heard(name, store)
-                raise
-            store.set(name, json.dumps({"value": value}))
-            self._heard(name, store)
-            return value
-        while True:  # indexing a large set may take longer than any one time-out
-            try:
-                store.wait([name], timedelta(seconds=30))
-                break
-            except dist.DistError as error:
-                if "imeout" not in str(error):
-                    raise WorldError(LEFT) from None
-        told = json.loads(store.get(name))
-        store.add(f"{name}/heard", 1)
-        if "failed" in told:
-            raise SystemExit(told["failed"])
-        return told["value"]
-
-    def _heard(self, name: str, store: Any) -> None:
-        """Rank 0 hosts the store, and may leave next: wait until the others have read it, or are gone."""
-        end = time.monotonic() + 10.0
-        while store.add(f"{name}/heard", 0) < self.world.size - 1 and time.monotonic() < end:
-            time.sleep(0.01)
-
-
-def refuse_unequal(world: World, digest: str) -> None:
-    """All ranks must have been given the same recipe (torchrun and srun let each have its own), and decode alike."""
-    if world.size == 1:
-        return
-    store = dist.distributed_c10d._get_default_store()
-    if world.rank == 0:
-        store.set("restrain/recipe", digest)
-    try:
-        store.wait(["restrain/recipe"], timedelta(minutes=10))
-    except dist.DistError:
-        raise WorldError(LEFT) from None
-    if store.get("restrain/recipe").decode() != digest:
-        raise UserError(
-            f"Rank {world.rank} was given another recipe than rank 0, or has another version of the decoder "
-            f"(data.decode). Start all ranks with the same command, from the same files and in the same environment."
-        )
 
 
 class LaidOut(DDPStrategy):

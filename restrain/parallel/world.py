@@ -16,7 +16,8 @@ from restrain.errors import WorldError
 
 @dataclass(frozen=True)
 class World:
-    """One process among ``size``; ``local_size`` on this node. ``launcher``: single, restrain, torchrun or slurm."""
+    """One process among ``size``; ``local_size`` on this node. ``launcher``: single, restrain, torchrun or slurm.
+    ``cores``: its share of the processors, counted before it was bound to some of them; 0: not counted."""
 
     rank: int = 0
     size: int = 1
@@ -24,6 +25,7 @@ class World:
     local_size: int = 1
     node: int = 0
     launcher: str = "single"
+    cores: int = 0
 
     @property
     def nodes(self) -> int:
@@ -70,16 +72,34 @@ def rendezvous(world: World, env: dict[str, str]) -> None:
     """Set MASTER_ADDR and MASTER_PORT where the launcher has not: under srun, the step's first host."""
     if world.launcher != "slurm":
         return
-    hosts = env.get("SLURM_STEP_NODELIST", env.get("SLURM_NODELIST", "127.0.0.1"))
-    if any(c in hosts for c in "[,"):
-        listed = subprocess.run(["scontrol", "show", "hostnames", hosts], capture_output=True, text=True, check=False)
-        if listed.returncode:
-            raise WorldError(f"scontrol could not expand the node list {hosts!r}: {listed.stderr.strip()}.")
-        hosts = listed.stdout.split()[0]
-    env.setdefault("MASTER_ADDR", hosts)
+    if "MASTER_ADDR" not in env:
+        env["MASTER_ADDR"] = hosts(env)[0]
     # Every rank must find the same port without talking: one per job step, outside the ephemeral range.
     job, step = int(env.get("SLURM_JOB_ID", "0")), int(env.get("SLURM_STEP_ID", "0"))
     env.setdefault("MASTER_PORT", str(15000 + (job * 17 + step) % 15000))
+
+
+def hosts(env: Mapping[str, str]) -> list[str]:
+    """The hosts of this step of a Slurm job, in the order of their nodes' numbers."""
+    listed = env.get("SLURM_STEP_NODELIST", env.get("SLURM_NODELIST", "127.0.0.1"))
+    if not any(c in listed for c in "[,"):
+        return [listed]
+    try:
+        done = subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise WorldError(f"The node list {listed!r} of this job needs scontrol to be read: {error.strerror}.") from None
+    if done.returncode:
+        raise WorldError(f"scontrol could not expand the node list {listed!r}: {done.stderr.strip()}.")
+    return done.stdout.split()
+
+
+def cores_of(world: World, env: Mapping[str, str] = os.environ) -> int:
+    """This process's share of the processors. Slurm binds each task to its own; elsewhere the node's are divided."""
+    mine = len(os.sched_getaffinity(0))
+    task = env.get("SLURM_CPUS_PER_TASK") or env.get("SRUN_CPUS_PER_TASK")
+    if world.launcher == "slurm" and task is not None and task.isdecimal():
+        return max(1, min(mine, int(task)))
+    return max(1, mine // world.local_size)
 
 
 def _int(env: Mapping[str, str], name: str) -> int:

@@ -298,7 +298,7 @@ def _differentiable(block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...
 
 def validate(keys: Mapping[str, Any], stage: int, device: torch.device) -> None:
     """Raises UserError for values that DeepSpeed does not take."""
-    _import(device)
+    _import(device if torch.cuda.is_available() else torch.device("cpu"))  # keys are read without a GPU
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from pydantic import ValidationError
 

@@ -4,24 +4,41 @@
 
     data: {imagenet: /data/imagenet, cifar10_resnet20: /scratch/cifar10, folder: /data/pictures}
     wandb: {entity: our-team}
-    slurm: {partition: gpu, account: vision}
+    slurm: {partition: gpu, account: vision, gpus: 4, cpus: 16, time: "24:00:00", sbatch: ["--exclusive"]}
     modules: [cuda/13.0]
     interface: ib0
+    nccl: {NCCL_IB_HCA: mlx5}
+    start_timeout: 45s
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from restrain.errors import UserError
-from restrain.recipe.base import AsTuple, Section
+from restrain.recipe.base import AsTuple, Positive, Section
 from restrain.recipe.building import build
+from restrain.recipe.durations import Duration, Units
 from restrain.recipe.layers import name_of
 from restrain.recipe.nodes import Mapping, Node, Origin, Scalar, read_file, relative
 from restrain.recipe.schema_data import WITHOUT_ROOT
+
+Word = Annotated[str, Field(pattern=r"^[^\s'\"]+$")]
+"""Without spaces: it stands on an #SBATCH line, which Slurm cuts there."""
+Option = Annotated[str, Field(pattern=r"^-[^\n\r]+$")]
+TimeLimit = Annotated[str, Field(pattern=r"^([0-9]+-)?[0-9]+(:[0-9]{1,2}){0,2}$")]
+Clock = Annotated[Duration, Units(("s", "min", "h"))]
+
+
+def _of_nccl(value: dict[str, str]) -> dict[str, str]:
+    for name in value:
+        if not re.fullmatch(r"NCCL_[A-Z0-9_]+", name):
+            raise ValueError(f"has {name!r}, which is not the name of a variable of NCCL, such as NCCL_IB_HCA")
+    return value
 
 
 class SiteWandb(Section):
@@ -38,10 +55,28 @@ class SiteWandb(Section):
 
 
 class SiteSlurm(Section):
-    """Slurm at this place."""
+    """Slurm at this place: what ``restrain slurm`` writes into a batch script. Options of sbatch are its own words."""
 
-    partition: str | None = Field(default=None, description="Partition.")
-    account: str | None = Field(default=None, description="Account.")
+    partition: Word | None = Field(default=None, description="Partition.")
+    account: Word | None = Field(default=None, description="Account.")
+    qos: Word | None = Field(default=None, description="Quality of service.")
+    constraint: Word | None = Field(default=None, description="Features that nodes must have, such as a100.")
+    gpus: Positive | None = Field(default=None, description="GPUs of a node, each with a task of its own; null: 8.")
+    gpu_type: Word | None = Field(default=None, description="Type of GPU, where --gpus-per-node needs one, as a100.")
+    cpus: Positive | None = Field(default=None, description="Processors for each task; null: 12.")
+    memory: Annotated[str, Field(pattern=r"^[0-9]+[KMGT]?$")] | None = Field(
+        default=None, description="Memory of a node, such as 500G; null or 0: all of it."
+    )
+    time: TimeLimit | None = Field(default=None, description="Time limit of a job, as HH:MM:SS or D-HH:MM:SS.")
+    notice: Positive | None = Field(
+        default=None, description="Seconds before the time limit at which a job is told to save and leave; null: 120."
+    )
+    sbatch: Annotated[tuple[Option, ...], AsTuple] = Field(
+        default=(), description="Further options, one #SBATCH line each, such as --exclusive."
+    )
+    venv: Annotated[str, Field(pattern=r"^[^\n\r]+$")] | None = Field(
+        default=None, description="Folder of the Python environment; null: .venv of the folder one submits from."
+    )
 
 
 class Site(Section):
@@ -52,8 +87,16 @@ class Site(Section):
     )
     wandb: SiteWandb = Field(default=SiteWandb(), description="Weights & Biases.")
     slurm: SiteSlurm = Field(default=SiteSlurm(), description="Slurm.")
-    modules: Annotated[tuple[str, ...], AsTuple] = Field(default=(), description="Environment modules to load.")
-    interface: str | None = Field(default=None, description="Network interface between nodes.")
+    modules: Annotated[tuple[Word, ...], AsTuple] = Field(default=(), description="Environment modules that jobs load.")
+    interface: Annotated[str, Field(pattern=r"^[\w.:@-]+(,[\w.:@-]+)*$")] | None = Field(
+        default=None, description="Network interface between nodes, such as ib0; several with commas."
+    )
+    nccl: Annotated[dict[str, str], AfterValidator(_of_nccl)] = Field(
+        default={}, description="Variables of NCCL, such as NCCL_IB_HCA. What stands in the environment goes before."
+    )
+    start_timeout: Clock = Field(
+        default=Duration(45, "s"), description="How long the processes of a run wait for the last one to come."
+    )
 
 
 def find_site(given: Path | None) -> Path | None:

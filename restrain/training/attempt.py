@@ -23,6 +23,7 @@ from restrain.insight.probe import Probe, Sampler
 from restrain.insight.profile import Profile
 from restrain.insight.progress import Length, Progress
 from restrain.insight.throughput import Hardware, Throughput
+from restrain.parallel.environment import Surroundings
 from restrain.parallel.layout import Layout
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
@@ -60,6 +61,7 @@ class Attempt:
     data: build.Data
     opened: Opening
     own: Own
+    around: Surroundings = field(default_factory=Surroundings)
     laps: Laps = field(default_factory=Laps)
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,10 +15,12 @@ import torch
 from restrain.data.progress import console_reporter
 from restrain.errors import RestrainError
 from restrain.insight import machine
-from restrain.parallel import distributed
+from restrain.parallel import distributed, environment
+from restrain.parallel.environment import Surroundings
 from restrain.parallel.layout import SHARDED, ZERO
+from restrain.parallel.startup import Told, agree
 from restrain.parallel.world import World
-from restrain.recipe import Recipe, Resolved, is_placement, leaves, load, to_yaml
+from restrain.recipe import Recipe, Resolved, is_placement, leaves, load
 from restrain.recipe.verdict import judge
 from restrain.recipe.writing import flow
 from restrain.run import checkpoint, journal
@@ -55,24 +56,32 @@ def fit(
     allow: Sequence[str] = (),
     fork: Path | None = None,
     own: Own | None = None,
+    around: Surroundings | None = None,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
 ) -> Result:
-    """Train ``resolved`` in the run folder ``path``, from wherever it stands, until it is done or told to leave."""
+    """Train ``resolved`` in the run folder ``path``, from wherever it stands, until it is done or told to leave.
+
+    ``around``: what was found and set in the environment, for run.json.
+    """
     if world.rank:
         say = lambda text: None  # noqa: E731
-    recipe, own = resolved.recipe, own or Own()
+    recipe, own, around = resolved.recipe, own or Own(), around or Surroundings()
     device = placement.device_of(recipe, world)
+    if device.type == "cuda" and world.cores:
+        environment.bind(distributed.addresses(world), world.local_rank, world.cores, around)
     choose_algorithms(recipe.deterministic)
-    distributed.connect(world, device, alone=recipe.parallel.strategy in (*SHARDED, *ZERO))
-    told = distributed.Told(world)
+    alone = recipe.parallel.strategy in (*SHARDED, *ZERO)
+    told = distributed.connect(world, device, alone, resolved.site.start_timeout.seconds())
     folder = RunFolder(path)
     lease = Lease(folder.path) if world.rank == 0 else None
     try:
+        agree(told, "recipe", {key: flow(value) for key, value in leaves(recipe).items()})
         data = _open_data(recipe, told, own)
         settled, layout = told.first_rank(lambda: _settle(recipe, folder, data, world, device, fork, own))
         recipe = opening.settle(recipe, settled)
         decoder = build.use_decoder(data, recipe)
-        distributed.refuse_unequal(world, hashlib.sha256(f"{to_yaml(recipe)}{decoder}".encode()).hexdigest())
+        facts = build.identity(resolved.name, recipe, data) | {"decoder": decoder}
+        agree(told, "data", {key: str(value) for key, value in facts.items()})
         where = placement.Placement(**layout | {"device": str(device)})
         torch.set_num_threads(where.threads)
         opened = Opening(**told.first_rank(lambda: _open(folder, lease, recipe, resolved, data, allow, fork, own)))
@@ -81,9 +90,15 @@ def fit(
             say(f"{path} is finished: {_reached(info)}")
             return Result(0, "finished", opened.step, info.get("metrics", {}), already=True)
         folder.join_attempt(opened.attempt)
-        return _train(Attempt(recipe, folder, lease, world, device, where, data, opened, own), say)
+        if world.size > 1:
+            environment.record_into(folder.attempt_dir, around)
+        return _train(Attempt(recipe, folder, lease, world, device, where, data, opened, own, around), say)
     except RuntimeError as error:
-        raise distributed.explained(error, world) from error
+        explained = distributed.explained(error, told)
+        if explained is not error:
+            with suppress(RuntimeError):  # before the attempt has a folder
+                distributed.write_collectives(folder.attempt_dir / f"collectives-{world.rank:04d}.json")
+        raise explained from error
     finally:
         if lease is not None:
             lease.release()
@@ -99,7 +114,7 @@ def choose_algorithms(deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = not deterministic
 
 
-def _open_data(recipe: Recipe, told: distributed.Told, own: Own) -> build.Data:
+def _open_data(recipe: Recipe, told: Told, own: Own) -> build.Data:
     """Rank 0 goes first, since it may have to index the set; the others then find the index."""
     opened: list[build.Data] = []
 
@@ -194,6 +209,7 @@ def _train(attempt: Attempt, say: Callable[[str], None]) -> Result:
     if world.rank == 0:
         facts = machine.circumstances(attempt.where.as_dict(), world.size)
         begun = {"number": opened.attempt, "after_step": state.step, "at": facts["started"], "world": world.size}
+        begun["environment"] = attempt.around.as_dict()
         known = [one for one in folder.read_info().get("attempts", []) if one["number"] != opened.attempt]
         folder.update_info(
             facts | {"state": "running", "total": total, "failed_because": None, "attempts": [*known, begun]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from restrain.errors import UserError
 from restrain.optim.optimizers import PER_TENSOR
 from restrain.parallel import zero_keys
 from restrain.parallel.layout import SHARDED, ZERO, Layout
-from restrain.parallel.world import World
+from restrain.parallel.world import World, cores_of
 from restrain.recipe import Recipe
 from restrain.training import spans
 from restrain.training.choosing import Choice, Need, choose
@@ -91,7 +90,7 @@ def place(
     else:
         micro = recipe.batch.micro
         check_micro(batch, group, layout.data, micro)
-    cores = _cores(world)
+    cores = world.cores or cores_of(world)
     threads = recipe.parallel.threads
     if threads == "auto":
         threads = cores if device.type == "cuda" or micro * pixels >= PIXELS_WORTH_THREADS else 1
@@ -137,12 +136,3 @@ def check_layout(recipe: Recipe, layout: Layout, device: torch.device) -> None:
             f"parallel.tensor={tensor} with model.feedback={recipe.model.feedback}: the matrices that send the error "
             f"down are not cut over ranks. Set parallel.tensor=1."
         )
-
-
-def _cores(world: World) -> int:
-    """This process's share of the processors. Slurm binds each task to its own; elsewhere the node's are divided."""
-    mine = len(os.sched_getaffinity(0))
-    task = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SRUN_CPUS_PER_TASK")
-    if world.launcher == "slurm" and task is not None and task.isdecimal():
-        return max(1, min(mine, int(task)))
-    return max(1, mine // world.local_size)

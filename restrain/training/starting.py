@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from restrain.errors import UserError
-from restrain.parallel import launch
-from restrain.parallel.world import World, from_environment
+from restrain.parallel import environment, launch
+from restrain.parallel.world import World, cores_of, from_environment
 from restrain.recipe import Recipe, Resolved, to_yaml
 
 if TYPE_CHECKING:
@@ -65,9 +65,11 @@ def start(
         from restrain.training.forks import fork_of
 
         at = fork_of(fork, folder)
+    here = replace(here, cores=cores_of(here))
+    around = environment.prepare(here, resolved.site, here.cores)
     from restrain.training.fit import fit
 
-    result = fit(resolved, folder, here, allow=allow, fork=at, own=own)
+    result = fit(resolved, folder, here, allow=allow, fork=at, own=own, around=around)
     return Started(folder, here, result.exit_code, result)
 
 
