@@ -10,6 +10,8 @@ import typer
 from restrain.cli.show import Name, Overrides
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from restrain.training.build import Data
     from restrain.training.memory import Memory
 
@@ -29,12 +31,13 @@ def check(
     resolved = load(recipe, overrides or [])
     # Torch comes after the recipe: what is wrong there is said at once.
     from restrain.cli.tables import show_facts
-    from restrain.parallel import precision
+    from restrain.parallel import precision, zero_keys
+    from restrain.parallel.layout import ZERO
     from restrain.parallel.world import World
     from restrain.recipe.schema_data import WITHOUT_ROOT
     from restrain.training import build, inspection, placement
     from restrain.training.arithmetic import Scale
-    from restrain.training.memory import memory_of
+    from restrain.training.memory import memory_of, offloads
     from restrain.training.micro import PIXELS_A_TOKEN
 
     wanted = resolved.recipe
@@ -47,12 +50,18 @@ def check(
     model = inspection.model_without_memory(wanted)
     sides = build.image_sides(wanted)
     pixels = data.pixels if data else sides[0] ** 2 if sides else wanted.data.context * PIXELS_A_TOKEN
-    micro = placement.place(wanted, World(), device, pixels).micro
+    world = inspection.planned(wanted)
+    where = placement.place(wanted, world, device, pixels, trains=True, fits=build.fits(wanted, device))
+    micro, layout = where.micro, where.layout(world)
+    if layout.strategy in ZERO:
+        zero_keys.check(wanted.parallel, wanted.precision, wanted.optimizer.name)
     scale = Scale(wanted, int(data.train.counts.sum()) if data else None, "data.root" if data else _unknown(wanted))
     if data and wanted.data.name in WITHOUT_ROOT:
         scale = Scale(wanted, scale.samples, f"the {wanted.data.name} set")
-    memory = memory_of(wanted, model, None, micro, number_format)
-    layout = inspection.layout_lines(wanted, model, memory)
+    memory = memory_of(wanted, model, None, micro, number_format, layout)
+    lies = inspection.layout_lines(wanted, model, layout, memory)
+    if offloads(wanted, layout):
+        lies += inspection.offload_lines(memory, layout, world, refuse=device.type == "cuda")
     show_facts(
         " ".join([resolved.name, *(overrides or [])]),
         [
@@ -64,13 +73,13 @@ def check(
             ("batch", inspection.batch_lines(wanted, micro, device)),
             ("learning rate", inspection.schedule_lines(scale)),
             ("memory", inspection.memory_lines(memory, number_format)),
-            *([("layout", layout)] if layout else []),
+            *([("layout", lies)] if lies else []),
         ],
     )
     if problem is not None:
         raise problem
     if not no_run:
-        show_facts("", [("dry run".ljust(len("learning rate")), _run(wanted, data, memory))])
+        show_facts("", [("dry run".ljust(len("learning rate")), _run(wanted, data, model, memory))])
 
 
 def _open(recipe: Any) -> tuple[Data | None, list[str], Exception | None]:
@@ -97,11 +106,11 @@ def _unknown(recipe: Any) -> str:
     return "data.root is not set" if getattr(recipe.data, "root", "") is None else "the data cannot be used"
 
 
-def _run(recipe: Any, data: Data | None, memory: Memory) -> list[str]:
+def _run(recipe: Any, data: Data | None, model: nn.Module, memory: Memory) -> list[str]:
     from restrain.insight.units import size
     from restrain.training.dry_run import dry_run, held_and_needed
 
-    held, needed = held_and_needed(recipe, memory)
+    held, needed = held_and_needed(recipe, model, memory)
     if needed > held:
         return [f"left out: one micro-batch takes about {size(needed)}, and this device has {size(held)}"]
     found = dry_run(recipe, data, memory.micro)

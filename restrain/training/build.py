@@ -42,12 +42,12 @@ from restrain.parallel.layout import ZERO, Layout
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.recipe.durations import Duration
-from restrain.training import drop_path, spans
+from restrain.training import drop_path, memory, spans
 from restrain.training.border import Cadence
 from restrain.training.classify import Classify, build_loss
 from restrain.training.inputs import image_sides, like_inputs
 from restrain.training.language import Language, MaskedTokens
-from restrain.training.memory import check_room, lay_remat, optimizer_bytes
+from restrain.training.memory import check_room, lay_remat
 from restrain.training.micro import PIXELS_A_STEP, PIXELS_A_TOKEN
 from restrain.training.own import Own, check_rows
 from restrain.training.placement import Placement
@@ -411,10 +411,17 @@ def fits(recipe: Recipe, device: torch.device, own: Build | None = None) -> bool
         return True
     with torch.device("meta"):
         model = build_model(recipe.model.model_dump(), recipe.seed, image_sides(recipe), own)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    copies = 2 + (recipe.ema is not None)  # weights, gradients, and the average
-    needed = copies * weights + optimizer_bytes(recipe.optimizer, model)
-    return needed < MOSTLY * torch.cuda.get_device_properties(device).total_memory
+    return memory.held_of(recipe, model).total < MOSTLY * torch.cuda.get_device_properties(device).total_memory
+
+
+def check_offload(recipe: Recipe, layout: Layout, micro: int, world: World, own: Build | None = None) -> None:
+    """Raises WorldError where this node's memory cannot take what its processes would offload into it."""
+    if memory.offloads(recipe, layout):
+        with torch.device("meta"):
+            model = build_model(recipe.model.model_dump(), recipe.seed, image_sides(recipe), own)
+        model = model.to(precision.dtype_of_weights(recipe.precision))
+        share = memory.held_of(recipe, model, layout, micro)
+        memory.check_offload(share, layout, world.local_size, memory.free_on_host())
 
 
 def check_drop_path(recipe: Recipe, model: nn.Module) -> None:

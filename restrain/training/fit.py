@@ -128,6 +128,7 @@ def _settle(
     start_weights.check(recipe, folder, fork, build.image_sides(recipe), own.model, data)
     where = placement.place(recipe, world, device, data.pixels, trains=True, fits=build.fits(recipe, device, own.model))
     placement.check_layout(recipe, where.layout(world), device)
+    build.check_offload(recipe, where.layout(world), where.micro, world, own.model)
     build.check_model(recipe, own.model, where.tensor)
     build.check_task(recipe, data, own)
     return autos, where.as_dict()

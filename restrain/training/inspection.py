@@ -13,9 +13,8 @@ from restrain.insight.units import size
 from restrain.models import named_joins, residual_blocks
 from restrain.models.build import build_model
 from restrain.optim.groups import parameter_groups
-from restrain.parallel import precision, zero_keys
-from restrain.parallel.layout import SHARDED, ZERO, Layout, layout_of
-from restrain.parallel.partition import elements, partition_of
+from restrain.parallel import precision
+from restrain.parallel.layout import ZERO, Layout
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.recipe.checks import listed
@@ -23,7 +22,7 @@ from restrain.training import arithmetic, build, spans
 from restrain.training.arithmetic import Scale
 from restrain.training.drop_path import saving
 from restrain.training.inputs import like_inputs, said
-from restrain.training.memory import Memory
+from restrain.training.memory import Memory, check_offload, free_on_host, held_of
 from restrain.training.remat import NOTHING
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -170,12 +169,14 @@ def _share(step: int, total: int) -> str:
 
 
 def memory_lines(memory: Memory, number_format: str) -> list[str]:
-    """Bytes by what they hold."""
+    """Bytes of a process by what they hold."""
+    share = memory.share
     parts = [
-        ("weights and buffers", memory.weights),
-        ("gradients", memory.gradients),
-        ("optimizer", memory.optimizer),
-        ("moving average", memory.ema),
+        ("weights and buffers", share.weights),
+        ("the copy that is updated", share.master),
+        ("gradients", share.gradients),
+        ("optimizer", share.optimizer),
+        ("moving average", share.average),
     ]
     held = ", ".join(f"{name} {size(amount)}" for name, amount in parts if amount)
     kept = (
@@ -185,52 +186,44 @@ def memory_lines(memory: Memory, number_format: str) -> list[str]:
     return [f"about {size(memory.total)} a process with micro-batches of {memory.micro}", held, kept, *remat]
 
 
-def layout_lines(recipe: Recipe, model: nn.Module, memory: Memory) -> list[str]:
-    """How the model lies over the processes that the recipe names, and what each of them holds; none where it names no
-    more than one. ``model`` is on the meta device. Raises UserError for a layout that cannot be."""
-    parallel = recipe.parallel
-    each, nodes = (count if isinstance(count, int) else 1 for count in (parallel.devices, parallel.nodes))
-    if each * nodes == 1 and parallel.strategy in ("auto", "single"):
+def planned(recipe: Recipe) -> World:
+    """The processes that a recipe names, as the first of them; a single one where it leaves their number open."""
+    each, nodes = (n if isinstance(n, int) else 1 for n in (recipe.parallel.devices, recipe.parallel.nodes))
+    return World(size=each * nodes, local_size=each)
+
+
+def layout_lines(recipe: Recipe, model: nn.Module, layout: Layout, memory: Memory) -> list[str]:
+    """How the model lies over the processes that the recipe names, and what each of them holds; none for a single one
+    that has all of it. ``model`` is on the meta device."""
+    if layout == Layout():
         return []
-    layout = layout_of(parallel, World(size=each * nodes, local_size=each))
-    spans.check(recipe, layout.data)
-    if layout.strategy in ZERO:
-        return _zero_lines(recipe, layout, memory)
+    share, world = memory.share, planned(recipe)
     grid = f"{layout.replicas} replica(s) x {layout.shard} shard(s) x {layout.tensor} tensor rank(s)"
-    lines = [f"{layout.strategy} on {layout.world:,} process(es), {nodes} node(s) of {each}: {grid}"]
-    parameters = dict(model.named_parameters())
-    whole = sum(p.numel() for p in parameters.values())
+    if layout.strategy in ZERO:
+        grid = f"ZeRO stage {layout.strategy[-1]}"
+    where = f"{layout.world // world.local_size} node(s) of {world.local_size}"
+    lines = [f"{layout.strategy} on {layout.world:,} process(es), {where}: {grid}"]
+    whole = sum(p.numel() for p in model.parameters())
     # The first rank has the largest part of what does not divide, the last one the smallest.
-    first, last = (elements(partition_of(model, layout, rank), parameters, rank) for rank in (0, layout.world - 1))
-    share = first / whole
-    held = [("weights", memory.weights), ("gradients", memory.gradients), ("optimizer", memory.optimizer)]
-    held += [("moving average", memory.ema)] if memory.ema else []
-    told = ", ".join(f"{name} {size(round(amount * share))}" for name, amount in held)
-    total = size(round(sum(amount for _, amount in held) * share))
-    lines.append(f"a process holds {first:,} of {whole:,} parameters (the last one {last:,}): {total} ({told})")
-    if layout.strategy in SHARDED:
-        item = next(iter(parameters.values())).element_size()
-        largest = max(sum(p.numel() for p in block.parameters()) for _, block in residual_blocks(model))
-        lines.append(f"and gathers at most {size(largest // layout.tensor * item)} at a time, the largest block")
+    last = held_of(recipe, model, layout, memory.micro, layout.world - 1).parameters
+    of = "updates" if layout.strategy in ZERO else "holds"
+    lines.append(
+        f"a process {of} {share.parameters:,} of {whole:,} parameters (the last one {last:,}), and holds "
+        f"{size(share.total)} between backward pass and update"
+    )
+    if share.gathered:
+        lines.append(f"and gathers at most {size(share.gathered)} at a time, the largest part that is gathered as one")
     return lines
 
 
-def _zero_lines(recipe: Recipe, layout: Layout, memory: Memory) -> list[str]:
-    zero_keys.check(recipe.parallel, recipe.precision, recipe.optimizer.name)
-    stage, share = int(layout.strategy[-1]), 1 / layout.world
-    # What is updated is a copy of a rank's part of the weights that are computed with, in stage 3 as well.
-    weights = memory.weights * (share if stage == 3 else 1) + memory.weights * share
-    held = {
-        "weights": weights,
-        "gradients": memory.gradients * (1 if stage == 1 else share),
-        "optimizer": memory.optimizer * share,
-    }
-    held |= {"moving average": memory.ema * share} if memory.ema else {}
-    told = ", ".join(f"{name} {size(round(amount))}" for name, amount in held.items())
-    return [
-        f"{layout.strategy} on {layout.world:,} process(es): ZeRO stage {stage}",
-        f"a process holds between two steps {size(round(sum(held.values())))} ({told})",
-    ]
+def offload_lines(memory: Memory, layout: Layout, world: World, refuse: bool) -> list[str]:
+    """What the processes of a node keep in its memory. ``refuse``: raise WorldError where this machine, which is like
+    those of the run, has less."""
+    free = free_on_host()
+    needed = memory.share.hosted(layout) * world.local_size
+    if refuse:
+        needed = check_offload(memory.share, layout, world.local_size, free)
+    return [f"of a node's memory they keep {size(needed)} (parallel.offload); here {size(free)} are free"]
 
 
 def data_lines(data: build.Data) -> list[str]:
