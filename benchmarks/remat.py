@@ -2,11 +2,10 @@
 
 ``python benchmarks/remat.py [--families resnet,transformer] [--json FILE]``. Each mode is a process of its own, one at
 a time, with one thread. It *predicts* the bytes of activations as ``restrain check`` does, on the meta device
-(``restrain.insight.cost.saved_bytes``), and measures them twice in real passes: *held*, the storages that autograd
-keeps between forward and backward, and those of the segment that holds most while it is computed again; and
-*allocated*, the most that torch's allocator has given out at one time during a pass forward and backward, over the
-weights and gradients that were there before. (Resident memory says less: glibc keeps freed pieces of these sizes.)
-FLOPs are counted by torch. Gradients and BatchNorm's statistics are hashed.
+(``restrain.insight.cost.saved_bytes``), and measures the most that torch's allocator has given out at one time during
+a pass forward and backward, over the weights and gradients that were there before. (Resident memory says less: glibc
+keeps freed pieces of these sizes.) FLOPs are counted by torch. Gradients and BatchNorm's statistics are hashed. The
+rows of a file that is there already are kept, but for the families and modes that are measured.
 """
 
 from __future__ import annotations
@@ -71,51 +70,9 @@ def one(family: str, blocks: int, remat: str) -> dict[str, Any]:
         "remat": remat,
         "flops": counter.get_total_flops(),
         "predicted": predicted,
-        "held": held(model, inputs),
         "allocated": allocated(lambda: model(inputs).square().mean().backward()),
         "digest": digest.hexdigest()[:16],
     }
-
-
-def held(model: Any, inputs: Any) -> int:
-    """Bytes that autograd really keeps: between forward and backward, and of the segment or block that keeps most while
-    it is computed again."""
-    from restrain.models import residual_blocks
-
-    given: list[tuple[Any, tuple[Any, ...]]] = []
-    hooks = [
-        block.register_forward_pre_hook(lambda block, arguments: given.append((block, arguments)))
-        for _, block in residual_blocks(model)
-        if block.remat or block.segment
-    ]
-    own = [*model.parameters(), *model.buffers(), inputs]
-    between = saved(lambda: model(inputs), own)
-    for hook in hooks:
-        hook.remove()
-    inside = [
-        saved(lambda f=block.together if block.segment else block.block_forward, a=given: f(*a), [*own, given[0]])
-        for block, given in given
-    ]
-    return between + max(inside, default=0)
-
-
-def saved(run: Any, known: Sequence[Any]) -> int:
-    """Bytes of the storages that autograd keeps of a call, those of ``known`` apart."""
-    import torch
-
-    own = {tensor.untyped_storage().data_ptr() for tensor in known}
-    found: dict[int, Any] = {}
-
-    def pack(tensor: Any) -> Any:
-        if (address := tensor.untyped_storage().data_ptr()) not in own:
-            found[address] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = run()
-    total = sum(tensor.untyped_storage().nbytes() for tensor in found.values())
-    del out
-    return total
 
 
 def allocated(run: Any) -> int:
@@ -130,51 +87,47 @@ def allocated(run: Any) -> int:
     return max(itertools.accumulate(change for _, change in changes))
 
 
-HEADER = ("", "remat", "predicted MB", "held MB", "off", "allocated MB", "off", "FLOPs", "gradients, statistics")
+HEADER = ("", "remat", "predicted MB", "measured MB", "off", "FLOPs", "gradients, statistics")
 
 
 def cells(row: dict[str, Any]) -> list[str]:
     """A row of the table."""
-    off = [f"{100 * (row[kind] / row['predicted'] - 1):+.1f} %" for kind in ("held", "allocated")]
-    mb = {kind: f"{row[kind] / 1e6:,.1f}" for kind in ("predicted", "held", "allocated")}
-    same = "equal" if row["equal"] else "other"
-    name = f"{depth.SHOWN[row['family']]}, {row['blocks']:,} blocks"
     return [
-        name,
+        f"{depth.SHOWN[row['family']]}, {row['blocks']:,} blocks",
         row["remat"],
-        mb["predicted"],
-        mb["held"],
-        off[0],
-        mb["allocated"],
-        off[1],
+        f"{row['predicted'] / 1e6:,.1f}",
+        f"{row['allocated'] / 1e6:,.1f}",
+        f"{100 * (row['allocated'] / row['predicted'] - 1):+.1f} %",
         f"x {row['flops_ratio']:.3f}",
-        same,
+        "equal" if row["equal"] else "other",
     ]
 
 
-def measured(families: Sequence[str], blocks: int | None, write: Any) -> list[dict[str, Any]]:
-    """:func:`one` for each mode in a process of its own; ``write`` is given the rows after each of them."""
-    rows: list[dict[str, Any]] = []
-    for family in families:
-        for remat in MODES:
-            command = [sys.executable, __file__, "--one", family, str(blocks or depth.FULL[family]), remat]
-            ended = subprocess.run(command, capture_output=True, text=True, timeout=3600)
-            if ended.returncode:
-                sys.exit(f"{family}, {remat}: ended with code {ended.returncode}\n{ended.stderr}")
-            row = json.loads(ended.stdout.splitlines()[-1])
-            rows.append(row)
-            first = next(other for other in rows if other["family"] == family)
-            row["equal"] = row["digest"] == first["digest"]
-            row["flops_ratio"] = row["flops"] / first["flops"]
-            print("  ".join(cells(row)), flush=True)
-            write(rows)
+def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """In the order of the modes, each beside the one of its family that recomputes nothing."""
+    rows = sorted(rows, key=lambda row: (list(depth.SHOWN).index(row["family"]), MODES.index(row["remat"])))
+    first = {row["family"]: row for row in rows if row["remat"] == "none"}
+    for row in rows:
+        if row["family"] in first:
+            row["equal"] = row["digest"] == first[row["family"]]["digest"]
+            row["flops_ratio"] = row["flops"] / first[row["family"]]["flops"]
     return rows
+
+
+def measured(family: str, blocks: int, remat: str) -> dict[str, Any]:
+    """:func:`one` in a process of its own."""
+    command = [sys.executable, __file__, "--one", family, str(blocks), remat]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=3600)
+    if ended.returncode:
+        sys.exit(f"{family}, {remat}: ended with code {ended.returncode}\n{ended.stderr}")
+    return json.loads(ended.stdout.splitlines()[-1])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--one", nargs=3, metavar=("FAMILY", "BLOCKS", "REMAT"), help="one mode, in this process")
     parser.add_argument("--families", default=",".join(depth.SHOWN))
+    parser.add_argument("--modes", default=",".join(MODES), help="none is what the others are compared with")
     parser.add_argument("--blocks", type=int, help="instead of 600 (ResNet-1202) and 1,000")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args(argv)
@@ -182,8 +135,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         family, blocks, remat = args.one
         print(json.dumps(one(family, int(blocks), remat)))
         return 0
-    settings = {"families": args.families, "blocks": args.blocks, "modes": MODES}
-    rows = measured(args.families.split(","), args.blocks, lambda rows: reporting.write(args.json, settings, {}, rows))
+    families, modes = args.families.split(","), args.modes.split(",")
+    rows = json.loads(args.json.read_text())["rows"] if args.json and args.json.exists() else []
+    rows = [row for row in rows if row["family"] not in families or row["remat"] not in modes]
+    for family in families:
+        for remat in modes:
+            rows.append(measured(family, args.blocks or depth.FULL[family], remat))
+            rows = compared(rows)
+            reporting.write(args.json, vars(args), {}, rows)
     reporting.table(HEADER, [cells(row) for row in rows])
     return 0
 
