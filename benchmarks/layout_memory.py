@@ -27,8 +27,8 @@ import queue
 import socket
 import sys
 import tempfile
-import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +114,9 @@ class Rank:
 def tensors() -> dict[int, int]:
     """Bytes of each storage on the host that a tensor known to Python has, by its address."""
     found = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for thing in gc.get_objects():
-            if issubclass(type(thing), torch.Tensor) and thing.layout == torch.strided and not thing.is_meta:
+    for thing in gc.get_objects():
+        if type(thing) in (torch.Tensor, torch.nn.Parameter) and thing.device.type == "cpu":
+            with suppress(RuntimeError):  # what only stands for a tensor has no memory
                 storage = thing.untyped_storage()
                 found[storage.data_ptr()] = storage.nbytes()
     return found
