@@ -1,6 +1,6 @@
 """Time and memory of a training step over depth: a ResNet and a transformer of 50 to 1,000 blocks, with and without
-remat by block, and 20 steps of ResNet-1202 and of the 1,000-block transformer. With ``--remat-only``, of these two the
-memory, the FLOPs, the gradients and the statistics of every mode of remat.
+remat by block, and 20 steps of ResNet-1202 and of the 1,000-block transformer. (``benchmarks/remat.py`` has the other
+ways to recompute.)
 
 ``python benchmarks/depth.py [--json FILE]``. Each measurement is a fresh process, and its peak is VmHWM (a forked child
 would inherit ``ru_maxrss`` from its parent). What is reported a block is the difference to the smallest depth, divided
@@ -30,7 +30,6 @@ BLOCKS = (50, 100, 200, 500, 1000)
 SHOWN = {"resnet": "ResNet", "transformer": "transformer"}
 FULL = {"resnet": 600, "transformer": 1000}  # blocks of the 20-step runs; 600 of two layers are ResNet-1202
 FULL_STEPS = 20
-MODES = ("none", "block", "every=4", "every=16", "sqrt")
 
 
 def status(field: str) -> float:
@@ -67,100 +66,6 @@ def transformer(blocks: int) -> tuple[Any, Any, int]:
     model = build_model({"name": "gpt", "classes": 256, "shape": shape})
     tokens = torch.randint(256, (4, 64), generator=torch.Generator().manual_seed(0))
     return model, tokens, blocks
-
-
-def recompute(model: Any, inputs: Any, remat: str) -> None:
-    """Apply a mode of ``parallel.remat``."""
-    import math
-
-    from restrain.insight.cost import weightless
-    from restrain.models import residual_blocks
-    from restrain.models.chains import chains
-    from restrain.parallel.blocks import apply_remat, apply_segments
-    from restrain.recipe.rematerialise import Remat
-
-    wanted = Remat.parse(remat)
-    if wanted.mode == "block":
-        apply_remat(model)
-    elif wanted.mode != "none":
-        every = wanted.every or round(math.sqrt(len(residual_blocks(model))))
-        apply_segments(model, chains(weightless(model), inputs.to("meta")), every)
-
-
-def activations(family: str, blocks: int, remat: str) -> dict[str, Any]:
-    """One pass forward and backward: FLOPs, bytes predicted and held, and a digest of gradients and statistics."""
-    import hashlib
-
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from restrain.insight.cost import saved_bytes, weightless
-    from restrain.models import StagedStatistics
-
-    torch.set_num_threads(1)
-    model, inputs, blocks = {"resnet": resnet, "transformer": transformer}[family](blocks)
-    model.train()
-    recompute(model, inputs, remat)
-    predicted = saved_bytes(weightless(model), inputs.to("meta"))
-    found = held(model, inputs)
-    staged = StagedStatistics(model)
-    with FlopCounterMode(display=False) as counter:
-        model(inputs).square().mean().backward()
-    staged.accumulate()
-    digest = hashlib.sha256()
-    for tensor in (*(p.grad for p in model.parameters()), *([staged.sums] if staged.norms else [])):
-        assert tensor is not None
-        digest.update(tensor.detach().contiguous().numpy().tobytes())
-    return {
-        "family": family,
-        "blocks": blocks,
-        "remat": remat,
-        "flops": counter.get_total_flops(),
-        "predicted_mb": predicted / 1e6,
-        "held_mb": found / 1e6,
-        "digest": digest.hexdigest()[:16],
-    }
-
-
-def held(model: Any, inputs: Any) -> int:
-    """Bytes that autograd really keeps: between forward and backward, and of the segment or block that keeps most while
-    it is computed again."""
-    from restrain.models import residual_blocks
-
-    given: list[tuple[Any, tuple[Any, ...]]] = []
-    hooks = [
-        block.register_forward_pre_hook(lambda block, arguments: given.append((block, arguments)))
-        for _, block in residual_blocks(model)
-        if block.remat or block.segment
-    ]
-    own = [*model.parameters(), *model.buffers(), inputs]
-    between = saved(lambda: model(inputs), own)
-    for hook in hooks:
-        hook.remove()
-    inside = [
-        saved(lambda f=block.together if block.segment else block.block_forward, a=given: f(*a), [*own, given[0]])
-        for block, given in given
-    ]
-    return between + max(inside, default=0)
-
-
-def saved(run: Any, known: Sequence[Any]) -> int:
-    """Bytes of the storages that autograd keeps of a call, those of ``known`` apart."""
-    import torch
-
-    own = {tensor.untyped_storage().data_ptr() for tensor in known}
-    found: dict[int, Any] = {}
-
-    def pack(tensor: Any) -> Any:
-        if (address := tensor.untyped_storage().data_ptr()) not in own:
-            found[address] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = run()
-    total = sum(tensor.untyped_storage().nbytes() for tensor in found.values())
-    del out
-    return total
 
 
 def train(family: str, blocks: int, remat: bool, steps: int) -> dict[str, Any]:
@@ -226,8 +131,6 @@ def per_block(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--one", nargs=4, metavar=("FAMILY", "BLOCKS", "REMAT", "STEPS"), help="one process")
-    parser.add_argument("--mode", nargs=3, metavar=("FAMILY", "BLOCKS", "REMAT"), help="one pass in one mode of remat")
-    parser.add_argument("--remat-only", action="store_true", help="the modes of remat instead")
     parser.add_argument("--families", default=",".join(SHOWN))
     parser.add_argument("--blocks", default=",".join(map(str, BLOCKS)))
     parser.add_argument("--steps", type=int, default=3, help="of each depth; the first is not timed")
@@ -239,14 +142,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         family, *numbers = args.one
         blocks, remat, steps = map(int, numbers)
         print(json.dumps(train(family, blocks, bool(remat), steps)))
-        return 0
-    if args.mode:
-        family, blocks, remat = args.mode
-        print(json.dumps(activations(family, int(blocks), remat)))
-        return 0
-    if args.remat_only:
-        rows = remat_modes(args.families.split(","))
-        reporting.write(args.json, {"families": args.families, "modes": MODES}, {}, rows)
         return 0
     depths = [int(blocks) for blocks in args.blocks.split(",")]
     wanted = {
@@ -279,36 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for row in found.get("depths", [found])
     ]
     reporting.table(["", "blocks", "s a step", "peak MB"], rows)
-    reporting.write(args.json, {k: v for k, v in vars(args).items() if k not in ("one", "mode")}, results)
+    reporting.write(args.json, {k: v for k, v in vars(args).items() if k != "one"}, results)
     return 0
-
-
-def remat_modes(families: Sequence[str]) -> list[dict[str, Any]]:
-    """:func:`activations` of the deepest networks in every mode, each in a process of its own, and a table of them."""
-    rows: list[dict[str, Any]] = []
-    for family in families:
-        for remat in MODES:
-            command = [sys.executable, __file__, "--mode", family, str(FULL[family]), remat]
-            said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=3600).stdout
-            rows.append(json.loads(said.splitlines()[-1]))
-            first = next(row for row in rows if row["family"] == family)
-            rows[-1]["equal"] = rows[-1]["digest"] == first["digest"]
-            rows[-1]["flops_ratio"] = rows[-1]["flops"] / first["flops"]
-    reporting.table(
-        ["", "remat", "predicted MB", "held MB", "FLOPs", "gradients, statistics"],
-        [
-            [
-                SHOWN[row["family"]],
-                row["remat"],
-                f"{row['predicted_mb']:,.1f}",
-                f"{row['held_mb']:,.1f}",
-                f"x {row['flops_ratio']:.3f}",
-                "equal" if row["equal"] else "other",
-            ]
-            for row in rows
-        ],
-    )
-    return rows
 
 
 if __name__ == "__main__":

@@ -5,16 +5,17 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from restrain.errors import UserError
 from restrain.insight.units import size
+from restrain.parallel.layout import layout_of
+from restrain.parallel.world import World
 from restrain.recipe import load
-from restrain.training import inspection
-from restrain.training.build import MOSTLY
-from restrain.training.memory import Memory, held_of
+from restrain.training import inspection, spans
+from restrain.training.choosing import MOSTLY
+from restrain.training.memory import held_of
 
 PAGE = Path(__file__).parent / "parallel.md"
 BEGIN, END = "<!-- layouts:begin -->", "<!-- layouts:end -->"
@@ -69,26 +70,26 @@ class Built:
         self.words = words
         recipe = load(words[0], list(words[1:])).recipe
         self.model = inspection.model_without_memory(recipe)
-        self.memory = Memory(1, *held_of(recipe, self.model), 0)
+        self.whole = held_of(recipe, self.model).total
         self.parameters = sum(p.numel() for p in self.model.parameters())
 
     def told(self, devices: int, nodes: int, *more: str) -> str:
         """The bytes that a process holds, as ``check`` prints them. Raises UserError where it refuses."""
         words = [*self.words[1:], *more, f"parallel.devices={devices}", f"parallel.nodes={nodes}"]
-        text = "\n".join(inspection.layout_lines(load(self.words[0], words).recipe, self.model, self.memory))
-        held = re.search(r"(?:\): |two steps )(\S+ \S?B)", text)
-        assert held is not None, text
-        return held[1]
+        recipe = load(self.words[0], words).recipe
+        layout = layout_of(recipe.parallel, World(size=devices * nodes, local_size=devices))
+        spans.check(recipe, layout.data)
+        return size(held_of(recipe, self.model, layout).total)
 
 
 def cell(built: Built, machine: str, more: tuple[str, ...]) -> str:
     devices, nodes = MACHINES[machine]
     if devices * nodes == 1:
-        fits = built.memory.total < MOSTLY * CARD
-        return f"`single` {size(built.memory.total)}" if fits else f"no: {size(built.memory.total)}"
+        fits = built.whole < MOSTLY * CARD
+        return f"`single` {size(built.whole)}" if fits else f"no: {size(built.whole)}"
     chosen = more
     if not any(word.startswith("parallel.strategy") for word in more):
-        chosen = (*more, f"parallel.strategy={'ddp' if built.memory.total < MOSTLY * CARD else 'fsdp'}")
+        chosen = (*more, f"parallel.strategy={'ddp' if built.whole < MOSTLY * CARD else 'fsdp'}")
     try:
         held = built.told(devices, nodes, *chosen)
     except UserError:

@@ -10,6 +10,8 @@ import typer
 from restrain.cli.show import Name, Overrides
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from restrain.training.build import Data
     from restrain.training.memory import Memory
 
@@ -36,7 +38,7 @@ def check(
     from restrain.training import build, inspection, placement, spans
     from restrain.training.arithmetic import Scale
     from restrain.training.choosing import Choice
-    from restrain.training.memory import memory_of, needed, process_memory
+    from restrain.training.memory import memory_of, needed, offloads, process_memory
     from restrain.training.micro import PIXELS_A_TOKEN
 
     wanted = resolved.recipe
@@ -53,15 +55,16 @@ def check(
     pixels = data.pixels if data else sides[0] ** 2 if sides else wanted.data.context * PIXELS_A_TOKEN
     need = needed(wanted, model, process_memory(device, world)) if world.size > 1 else None
     where = placement.place(wanted, world, device, pixels, trains=True, need=need)
-    layout = where.layout(world)
+    micro, layout = where.micro, where.layout(world)
     placement.check_layout(wanted, layout, device)
     build.check_tensor(model, layout.tensor)
-    micro = where.micro
     scale = Scale(wanted, int(data.train.counts.sum()) if data else None, "data.root" if data else _unknown(wanted))
     if data and wanted.data.name in WITHOUT_ROOT:
         scale = Scale(wanted, scale.samples, f"the {wanted.data.name} set")
-    memory = memory_of(wanted, model, None, micro, number_format)
+    memory = memory_of(wanted, model, None, micro, number_format, layout)
     laid = inspection.layout_lines(wanted, model, memory, Choice(layout, where.because), world)
+    if offloads(wanted, layout):
+        laid += inspection.offload_lines(memory, layout, world, refuse=device.type == "cuda")
     show_facts(
         " ".join([resolved.name, *(overrides or [])]),
         [
@@ -79,7 +82,7 @@ def check(
     if problem is not None:
         raise problem
     if not no_run:
-        show_facts("", [("dry run".ljust(len("learning rate")), _run(wanted, data, memory))])
+        show_facts("", [("dry run".ljust(len("learning rate")), _run(wanted, data, model, memory))])
 
 
 def _open(recipe: Any) -> tuple[Data | None, list[str], Exception | None]:
@@ -106,11 +109,11 @@ def _unknown(recipe: Any) -> str:
     return "data.root is not set" if getattr(recipe.data, "root", "") is None else "the data cannot be used"
 
 
-def _run(recipe: Any, data: Data | None, memory: Memory) -> list[str]:
+def _run(recipe: Any, data: Data | None, model: nn.Module, memory: Memory) -> list[str]:
     from restrain.insight.units import size
     from restrain.training.dry_run import dry_run, held_and_needed
 
-    held, needed = held_and_needed(recipe, memory)
+    held, needed = held_and_needed(recipe, model, memory)
     if needed > held:
         return [f"left out: one micro-batch takes about {size(needed)}, and this device has {size(held)}"]
     found = dry_run(recipe, data, memory.micro)

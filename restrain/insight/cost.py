@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -106,12 +107,13 @@ def saved_bytes(model: nn.Module, images: torch.Tensor, *others: Any) -> int:
 
     The estimate of a step's activations: what autograd saves, each storage once. It leaves out what lives only inside
     an operation, the gradients of activations, and what the allocator loses. Of a block with ``remat``, and of a
-    segment, it is the input, and of the largest of them everything once more, while it is recomputed. On the meta
-    device nothing is allocated: there ``images`` [B, C, H, W] has only a size. ``others``: further inputs, such as a
-    block may take.
+    segment, it is the input, and everything once more while it is recomputed, when what was kept of later ones is gone
+    already. On the meta device nothing is allocated: there ``images`` [B, C, H, W] has only a size. ``others``: further
+    inputs, such as a block may take.
     """
     kept = _kept(model, images, *others)
-    return kept.total + max((_recomputed(*call).total for call in kept.again), default=0)
+    again = (before + _recomputed(*call).total for before, call in zip(kept.before, kept.again, strict=True))
+    return max(kept.total, max(again, default=0))
 
 
 @dataclass(frozen=True)
@@ -149,11 +151,13 @@ def block_bytes(model: nn.Module, images: torch.Tensor) -> tuple[list[BlockBytes
 @dataclass(frozen=True)
 class _Kept:
     """Bytes between forward and backward, and those of them that are the result's, which whoever takes it may keep too;
-    and what is recomputed, with its arguments, in the order of the forward pass."""
+    what is recomputed, with its arguments, in the order of the forward pass; and of each, the bytes that were kept when
+    it was entered, its inputs included."""
 
     total: int
     result: int
     again: list[tuple[ResidualBlock, tuple[Any, ...], dict[str, Any]]]
+    before: list[int]
 
 
 def _kept(model: nn.Module, *inputs: Any, whole: Callable[..., Any] | None = None) -> _Kept:
@@ -162,6 +166,7 @@ def _kept(model: nn.Module, *inputs: Any, whole: Callable[..., Any] | None = Non
     known = {_storage(tensor) for tensor in own}
     held: dict[int, torch.Tensor] = {}
     again: list[tuple[ResidualBlock, tuple[Any, ...], dict[str, Any]]] = []
+    entered: list[int] = []  # storages in held by then
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         if _storage(tensor) not in known:
@@ -173,6 +178,7 @@ def _kept(model: nn.Module, *inputs: Any, whole: Callable[..., Any] | None = Non
             if isinstance(argument, torch.Tensor):
                 pack(argument)
         again.append((block, arguments, options))
+        entered.append(len(held))
 
     hooks = [
         block.register_forward_pre_hook(entering, with_kwargs=True)
@@ -188,7 +194,8 @@ def _kept(model: nn.Module, *inputs: Any, whole: Callable[..., Any] | None = Non
             hook.remove()
     sizes = {at: tensor.untyped_storage().nbytes() for at, tensor in held.items()}
     results = {_storage(tensor) for tensor in tree_leaves(out) if isinstance(tensor, torch.Tensor)}
-    return _Kept(sum(sizes.values()), sum(sizes.get(at, 0) for at in results), again)
+    so_far = [0, *itertools.accumulate(sizes.values())]
+    return _Kept(so_far[-1], sum(sizes.get(at, 0) for at in results), again, [so_far[number] for number in entered])
 
 
 class _FusedAttention(TorchFunctionMode):

@@ -142,7 +142,7 @@ def fill_box(tensor: Tensor, name: str, fill: Fill, seed: int, offset: tuple[int
     # part that follow one another in the whole are one run.
     inner = math.prod(shape[1:])
     if tuple(tensor.shape[1:]) == tuple(shape[1:]):
-        _fill_flat(tensor, name, fill, seed, offset[0] * inner)
+        fill_flat(tensor, name, fill, seed, offset[0] * inner)
         return
     for at, row in enumerate(tensor):
         index = (offset[0] + at) * inner
@@ -150,8 +150,15 @@ def fill_box(tensor: Tensor, name: str, fill: Fill, seed: int, offset: tuple[int
         row.copy_(whole[tuple(slice(o, o + n) for o, n in zip(offset[1:], row.shape, strict=True))])
 
 
-def _fill_flat(tensor: Tensor, name: str, fill: Fill, seed: int, first: int) -> None:
-    """From the element ``first`` of the whole on."""
+@torch.no_grad()
+def fill_flat(tensor: Tensor, name: str, fill: Fill, seed: int, first: int) -> None:
+    """Fill a part of the parameter ``name`` in place: its elements from ``first`` on, in row-major order of the whole.
+
+    Piece by piece, since what is drawn takes several times the memory of what it becomes.
+    """
+    if fill.kind == "constant":
+        tensor.fill_(fill.scale)
+        return
     size = tensor.numel()
     in_place = tensor.is_contiguous()
     flat = tensor.view(-1) if in_place else torch.empty(size, dtype=tensor.dtype, device=tensor.device)

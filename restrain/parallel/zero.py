@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from restrain.errors import UserError
 from restrain.models import residual_blocks
-from restrain.models.init import fill_box, fills, init_tensor, materialise
+from restrain.models.init import fill_box, fill_flat, fills, materialise
 from restrain.parallel import zero_shards
 from restrain.parallel.engine import Engine, without_weights
 from restrain.parallel.held import Held, whole
@@ -123,10 +123,11 @@ class Zero(Engine):
             block.zeros, block.gathered_to_skip = False, block.skip_has_parameters()
         rules = fills(model) if any(p.is_meta for p in model.parameters()) else {}
 
-        def fill(name: str, parameter: nn.Parameter, start: int, stop: int) -> Tensor:
+        def fill(part: Tensor, name: str, parameter: nn.Parameter, start: int) -> None:
             if parameter.is_meta:
-                return init_tensor(name, rules[name], seed, start, stop, device=self.device)
-            return parameter.detach().reshape(-1)[start:stop]
+                fill_flat(part, name, rules[name], seed, start)
+            else:
+                part.copy_(parameter.detach().reshape(-1)[start : start + part.numel()])
 
         parts = zero_shards.cut_parameters(model, self.rank, world, self.device, self.config, fill)
         for name, part in parts.items():

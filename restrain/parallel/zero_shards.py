@@ -44,13 +44,13 @@ def share(size: int, rank: int, world: int) -> tuple[int, int]:
 
 @torch.no_grad()
 def cut_parameters(
-    model: nn.Module, rank: int, world: int, device: torch.device, config: dict[str, Any], fill: Callable[..., Tensor]
+    model: nn.Module, rank: int, world: int, device: torch.device, config: dict[str, Any], fill: Callable[..., None]
 ) -> dict[str, Tensor]:
     """Replace a model's parameters, in place, by stage 3's: each rank has its elements and nothing else.
 
     Args:
         model: on the meta device, or whole.
-        fill: (name, parameter, start, stop) -> these elements of it, flat.
+        fill: (part, name, parameter, start): write the parameter's elements from ``start`` on into the flat ``part``.
 
     Returns:
         name -> this rank's elements, which the new parameters keep.
@@ -67,7 +67,7 @@ def cut_parameters(
         size = parameter.numel()
         start, stop = share(size, rank, world)
         part = torch.zeros(-(-size // world), dtype=parameter.dtype, device=device)
-        part[: stop - start] = fill(name, parameter, start, stop)
+        fill(part[: stop - start], name, parameter, start)
         # One element, repeated: a parameter of the whole shape that takes no memory, until DeepSpeed empties it.
         empty = torch.zeros(1, dtype=parameter.dtype, device=device).expand(parameter.shape)
         cut: Any = nn.Parameter(empty, requires_grad=parameter.requires_grad)

@@ -43,7 +43,7 @@ from restrain.parallel.layout import ZERO, Layout
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.recipe.durations import Duration
-from restrain.training import drop_path, spans
+from restrain.training import drop_path, memory, spans
 from restrain.training.border import Cadence
 from restrain.training.choosing import Need
 from restrain.training.classify import Classify, build_loss
@@ -422,6 +422,16 @@ def need_of(recipe: Recipe, device: torch.device, world: World, own: Build | Non
     with torch.device("meta"):
         model = build_model(recipe.model.model_dump(), recipe.seed, image_sides(recipe), own)
     return needed(recipe, model.to(precision.dtype_of_weights(recipe.precision)), process_memory(device, world))
+
+
+def check_offload(recipe: Recipe, layout: Layout, micro: int, world: World, own: Build | None = None) -> None:
+    """Raises WorldError where this node's memory cannot take what its processes would offload into it."""
+    if memory.offloads(recipe, layout):
+        with torch.device("meta"):
+            model = build_model(recipe.model.model_dump(), recipe.seed, image_sides(recipe), own)
+        model = model.to(precision.dtype_of_weights(recipe.precision))
+        share = memory.held_of(recipe, model, layout, micro)
+        memory.check_offload(share, layout, world.local_size, memory.free_on_host())
 
 
 def check_drop_path(recipe: Recipe, model: nn.Module) -> None:

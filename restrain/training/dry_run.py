@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import nn
 
 from restrain.errors import WorldError
 from restrain.parallel import precision
@@ -16,7 +17,7 @@ from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.training import build, opening, placement
 from restrain.training.dropping import Dropping
-from restrain.training.memory import Memory, held_by
+from restrain.training.memory import Memory, held_by, held_of
 
 ROWS_ON_A_CPU = 8  # of the batches of large networks a CPU computes a few images a second
 
@@ -42,11 +43,13 @@ class DryRun:
     peak: int | None
 
 
-def held_and_needed(recipe: Recipe, memory: Memory) -> tuple[int, int]:
-    """Bytes of the device that is there, and those that a dry run takes: no optimizer, and on a CPU few rows."""
+def held_and_needed(recipe: Recipe, model: nn.Module, memory: Memory) -> tuple[int, int]:
+    """Bytes of the device that is there, and those that a dry run takes: all of the model whatever the layout, no
+    optimizer, and on a CPU few rows."""
     device = placement.device_of(recipe, World())
+    whole = held_of(recipe, model)
     share = 1.0 if device.type == "cuda" else min(memory.micro, ROWS_ON_A_CPU) / memory.micro
-    return held_by(device), int(memory.weights + memory.gradients + memory.activations * share)
+    return held_by(device), int(whole.weights + whole.gradients + memory.activations * share)
 
 
 def unopened(recipe: Recipe) -> Any:

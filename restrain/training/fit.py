@@ -144,6 +144,7 @@ def _settle(
     need = build.need_of(recipe, device, world, own.model)
     where = placement.place(recipe, world, device, data.pixels, trains=True, need=need)
     placement.check_layout(recipe, where.layout(world), device)
+    build.check_offload(recipe, where.layout(world), where.micro, world, own.model)
     build.check_model(recipe, own.model, where.tensor, device)
     build.check_task(recipe, data, own)
     return autos, where.as_dict()

@@ -16,8 +16,7 @@ from restrain.models import named_joins, residual_blocks
 from restrain.models.build import build_model
 from restrain.optim.groups import parameter_groups
 from restrain.parallel import precision
-from restrain.parallel.layout import SHARDED, ZERO, Layout
-from restrain.parallel.partition import elements, partition_of
+from restrain.parallel.layout import ZERO, Layout
 from restrain.parallel.world import World, from_environment
 from restrain.recipe import Recipe
 from restrain.recipe.checks import listed
@@ -26,7 +25,7 @@ from restrain.training.arithmetic import Scale
 from restrain.training.choosing import RULE, Choice, choose
 from restrain.training.drop_path import saving
 from restrain.training.inputs import like_inputs, said
-from restrain.training.memory import Memory, held_of, largest_unit, needed, process_memory
+from restrain.training.memory import Memory, check_offload, free_on_host, held_of, needed, process_memory
 from restrain.training.remat import NOTHING
 from restrain.training.starting import local_ranks
 
@@ -174,12 +173,14 @@ def _share(step: int, total: int) -> str:
 
 
 def memory_lines(memory: Memory, number_format: str) -> list[str]:
-    """Bytes by what they hold."""
+    """Bytes of a process by what they hold."""
+    share = memory.share
     parts = [
-        ("weights and buffers", memory.weights),
-        ("gradients", memory.gradients),
-        ("optimizer", memory.optimizer),
-        ("moving average", memory.ema),
+        ("weights and buffers", share.weights),
+        ("the copy that is updated", share.master),
+        ("gradients", share.gradients),
+        ("optimizer", share.optimizer),
+        ("moving average", share.average),
     ]
     held = ", ".join(f"{name} {size(amount)}" for name, amount in parts if amount)
     kept = (
@@ -200,30 +201,26 @@ def world_of(recipe: Recipe) -> World:
 
 
 def layout_lines(recipe: Recipe, model: nn.Module, memory: Memory, choice: Choice, world: World) -> list[str]:
-    """How the model lies over the processes that the recipe names, and what each of them holds; none where it names no
-    more than one. ``model`` is on the meta device."""
-    layout = choice.layout
+    """How the model lies over the processes that the recipe names, and what each of them holds; none for a single one
+    that has all of it. ``model`` is on the meta device, ``memory`` that of the layout."""
+    layout, share = choice.layout, memory.share
     if world.size == 1 and layout.strategy == "single":
         return []
-    because = [f"parallel.strategy=auto is {choice.reason}"] if choice.reason else []
-    if layout.strategy in ZERO:
-        return _zero_lines(layout, memory)
     grid = f"{layout.replicas} replica(s) x {layout.shard} shard(s) x {layout.tensor} tensor rank(s)"
+    if layout.strategy in ZERO:
+        grid = f"ZeRO stage {layout.strategy[-1]}"
     lines = [f"{layout.strategy} on {layout.world:,} process(es), {world.nodes} node(s) of {world.local_size}: {grid}"]
-    lines += because
-    parameters = dict(model.named_parameters())
-    whole = sum(p.numel() for p in parameters.values())
+    lines += [f"parallel.strategy=auto is {choice.reason}"] if choice.reason else []
+    whole = sum(p.numel() for p in model.parameters())
     # The first rank has the largest part of what does not divide, the last one the smallest.
-    first, last = (elements(partition_of(model, layout, rank), parameters, rank) for rank in (0, layout.world - 1))
-    share = first / whole
-    held = [("weights", memory.weights), ("gradients", memory.gradients), ("optimizer", memory.optimizer)]
-    held += [("moving average", memory.ema)] if memory.ema else []
-    told = ", ".join(f"{name} {size(round(amount * share))}" for name, amount in held)
-    total = size(round(sum(amount for _, amount in held) * share))
-    lines.append(f"a process holds {first:,} of {whole:,} parameters (the last one {last:,}): {total} ({told})")
-    if layout.strategy in SHARDED:
-        what, largest = largest_unit(model)
-        lines.append(f"and gathers at most {size(largest // layout.tensor)} at a time, {what}")
+    last = held_of(recipe, model, layout, memory.micro, layout.world - 1).parameters
+    of = "updates" if layout.strategy in ZERO else "holds"
+    lines.append(
+        f"a process {of} {share.parameters:,} of {whole:,} parameters (the last one {last:,}), and holds "
+        f"{size(share.total)} between backward pass and update"
+    )
+    if share.gathered:
+        lines.append(f"and gathers at most {size(share.gathered)} at a time, the largest part that is gathered as one")
     return lines
 
 
@@ -231,16 +228,18 @@ def strategy_lines(recipe: Recipe, used: dict[str, Any] | None = None) -> list[s
     """What ``parallel.strategy`` comes to, with the bytes that decide. ``used``: a run's placement."""
     recipe = build.with_classes(recipe, None)
     model, world = model_without_memory(recipe), world_of(recipe)
-    weights, gradients, optimizer, average = held_of(recipe, model)
-    held = [("weights and buffers", weights), ("gradients", gradients), (recipe.optimizer.name, optimizer)]
-    held += [("moving average", average)] if average else []
+    share = held_of(recipe, model)
+    held = [("weights and buffers", share.weights), ("gradients", share.gradients)]
+    held += [(recipe.optimizer.name, share.optimizer)]
+    held += [("moving average", share.average)] if share.average else []
     told = " + ".join(f"{name} {size(amount)}" for name, amount in held)
-    lines = [f"{told} = {size(sum(amount for _, amount in held))} for the whole model"]
+    lines = [f"{told} = {size(share.total)} for the whole model"]
     if world.size > 1:
         memory = process_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"), world)
         need = needed(recipe, model, memory)
         choice = choose(recipe.parallel, world, need)
-        found = Memory(0, weights, gradients, optimizer, average, 0)
+        batch = recipe.batch.global_  # in one micro-step: what is held does not depend on rows
+        found = Memory(batch, held_of(recipe, model, choice.layout, batch), 0)
         lines += layout_lines(recipe, model, found, choice, world)
         if recipe.parallel.strategy == "auto":
             cards = (choose(recipe.parallel, world, replace(need, memory=gb * 10**9)).layout for gb in arithmetic.GPUS)
@@ -255,21 +254,14 @@ def strategy_lines(recipe: Recipe, used: dict[str, Any] | None = None) -> list[s
     return lines
 
 
-def _zero_lines(layout: Layout, memory: Memory) -> list[str]:
-    stage, share = int(layout.strategy[-1]), 1 / layout.world
-    # What is updated is a copy of a rank's part of the weights that are computed with, in stage 3 as well.
-    weights = memory.weights * (share if stage == 3 else 1) + memory.weights * share
-    held = {
-        "weights": weights,
-        "gradients": memory.gradients * (1 if stage == 1 else share),
-        "optimizer": memory.optimizer * share,
-    }
-    held |= {"moving average": memory.ema * share} if memory.ema else {}
-    told = ", ".join(f"{name} {size(round(amount))}" for name, amount in held.items())
-    return [
-        f"{layout.strategy} on {layout.world:,} process(es): ZeRO stage {stage}",
-        f"a process holds between two steps {size(round(sum(held.values())))} ({told})",
-    ]
+def offload_lines(memory: Memory, layout: Layout, world: World, refuse: bool) -> list[str]:
+    """What the processes of a node keep in its memory. ``refuse``: raise WorldError where this machine, which is like
+    those of the run, has less."""
+    free = free_on_host()
+    needed = memory.share.hosted(layout) * world.local_size
+    if refuse:
+        needed = check_offload(memory.share, layout, world.local_size, free)
+    return [f"of a node's memory they keep {size(needed)} (parallel.offload); here {size(free)} are free"]
 
 
 def data_lines(data: build.Data) -> list[str]:

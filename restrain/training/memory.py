@@ -15,16 +15,19 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from restrain.errors import WorldError
 from restrain.insight.cost import saved_bytes
 from restrain.insight.units import size
-from restrain.models import residual_blocks
 from restrain.optim.optimizers import build_optimizer
 from restrain.parallel import blocks
-from restrain.parallel.layout import Layout
+from restrain.parallel.layout import SHARDED, ZERO, Layout
+from restrain.parallel.shares import Share, Slots, share_of
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.training import remat
 from restrain.training.choosing import Need
 
+ALONE = Layout()
 CONTAINER = Path("/sys/fs/cgroup/memory.max")  # bytes, or max; of the Linux control group that this process sees
+USED = Path("/sys/fs/cgroup/memory.current")
+MEMINFO = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True)
@@ -32,16 +35,13 @@ class Memory:
     """Bytes of one process with ``micro`` rows a forward pass; ``activations`` is an estimate (``saved_bytes``)."""
 
     micro: int
-    weights: int
-    gradients: int
-    optimizer: int
-    ema: int
+    share: Share
     activations: int
     recomputed: str = ""  # what is, in words
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.ema + self.activations
+        return self.share.total + self.activations
 
 
 def held_by(device: torch.device) -> int:
@@ -55,6 +55,16 @@ def held_by(device: torch.device) -> int:
         return whole
 
 
+def free_on_host() -> int:
+    """Bytes of the host's memory that processes can still have, within this process's container."""
+    lines = MEMINFO.read_text().splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    try:
+        return min(free, int(CONTAINER.read_text()) - int(USED.read_text()))
+    except (OSError, ValueError):
+        return free
+
+
 def process_memory(device: torch.device, world: World) -> int:
     """Bytes that a process has: its GPU's, or its share of the host's."""
     return held_by(device) // (1 if device.type == "cuda" else world.local_size)
@@ -62,17 +72,25 @@ def process_memory(device: torch.device, world: World) -> int:
 
 def needed(recipe: Recipe, model: nn.Module, memory: int) -> Need:
     """What of a model, which may be on the meta device, ``parallel.strategy: auto`` goes by."""
-    average = recipe.ema is not None
-    return Need(sum(held_of(recipe, model)), largest_unit(model)[1], memory, recipe.optimizer.name, average)
+    gathered = held_of(recipe, model, Layout("fsdp", 2, 1, 2)).gathered  # of any number of processes
+    return Need(held_of(recipe, model).total, gathered, memory, recipe.optimizer.name, recipe.ema is not None)
 
 
-def largest_unit(model: nn.Module) -> tuple[str, int]:
-    """What of a sharded model is gathered at a time, in words, and its bytes: a block, or what is outside of them."""
-    blocks = [list(block.parameters()) for _, block in residual_blocks(model)]
-    inside = {id(parameter) for block in blocks for parameter in block}
-    rest = _bytes([parameter for parameter in model.parameters() if id(parameter) not in inside])
-    largest = max(map(_bytes, blocks), default=0)
-    return ("what is outside of the blocks", rest) if rest > largest else ("the largest block", largest)
+def offloads(recipe: Recipe, layout: Layout) -> bool:
+    """Whether a run keeps what its processes hold, or a part of it, in the host's memory."""
+    return recipe.parallel.offload == "cpu" and layout.strategy in (*SHARDED, *ZERO)
+
+
+def check_offload(share: Share, layout: Layout, processes: int, free: int) -> int:
+    """Bytes that the ``processes`` of a node keep in its memory. Raises WorldError where that is more than ``free``."""
+    each = share.hosted(layout)
+    if (needed := each * processes) > free:
+        raise WorldError(
+            f"parallel.offload=cpu needs {size(needed)} of this machine's memory, {size(each)} for each of "
+            f"{processes} process(es) of {layout.strategy} on {layout.world}, and {size(free)} are free. Use more "
+            f"nodes, a machine with more memory, or parallel.offload=none."
+        )
+    return needed
 
 
 def check_room(name: str, model: nn.Module, device: torch.device, gradients: bool) -> None:
@@ -89,29 +107,30 @@ def check_room(name: str, model: nn.Module, device: torch.device, gradients: boo
         )
 
 
-def memory_of(recipe: Recipe, model: nn.Module, side: int | None, micro: int, number_format: str) -> Memory:
+def memory_of(
+    recipe: Recipe, model: nn.Module, side: int | None, micro: int, number_format: str, layout: Layout = ALONE
+) -> Memory:
     """Memory for micro-batches of ``micro`` images of ``side`` pixels, or windows of tokens; ``model`` may be on the
-    meta device.
+    meta device, and is where ``layout`` cuts it.
 
     number_format: ``precision`` with auto resolved. Under bf16 and fp16 activations count two bytes an element, though
-    autocast leaves a few operations in fp32.
+    autocast leaves a few operations in fp32. What tensor parallelism saves of activations is not taken off.
     """
-    held = held_of(recipe, model)
+    share = held_of(recipe, model, layout, micro)
     twin, inputs = remat.twin_of(recipe, model, micro, number_format, side)
-    told = remat.lay(recipe, [twin], twin, inputs, sum(held), number_format)
+    told = remat.lay(recipe, [twin], twin, inputs, share.total, number_format)
     kept = saved_bytes(twin, inputs) + remat.beside_blocks(twin, inputs, number_format)
-    return Memory(micro, *held, kept, told)
+    return Memory(micro, share, kept, told)
 
 
-def held_of(recipe: Recipe, model: nn.Module) -> tuple[int, int, int, int]:
-    """Bytes of weights, gradients, optimizer and EMA."""
-    weights = _bytes([*model.parameters(), *model.buffers()])
-    return (
-        weights,
-        _bytes([parameter for parameter in model.parameters() if parameter.requires_grad]),
-        optimizer_bytes(recipe.optimizer, model),
-        weights if recipe.ema is not None else 0,
-    )
+def held_of(recipe: Recipe, model: nn.Module, layout: Layout = ALONE, micro: int | None = None, rank: int = 0) -> Share:
+    """What a rank holds beside activations; the first one has the most of what does not divide.
+
+    ``micro``: rows of a forward pass; None: all of a rank's.
+    """
+    accumulates = micro is not None and micro * layout.data < recipe.batch.global_
+    slots = optimizer_slots(recipe.optimizer, model)
+    return share_of(model, layout, rank, slots, recipe.ema is not None, accumulates)
 
 
 def lay_remat(recipe: Recipe, model: nn.Module, micro: int | None, number_format: str, layout: Layout) -> str:
@@ -126,12 +145,12 @@ def lay_remat(recipe: Recipe, model: nn.Module, micro: int | None, number_format
         blocks.apply_remat(model)
         return "each block is recomputed"
     twin, inputs = remat.twin_of(recipe, model, micro or recipe.batch.group, number_format)
-    held = sum(held_of(recipe, model)) // (layout.shard * layout.tensor) if wanted.startswith("budget") else 0
+    held = held_of(recipe, model, layout, micro).total if wanted.startswith("budget") else 0
     return remat.lay(recipe, [model], twin, inputs, held, number_format)
 
 
-def optimizer_bytes(section: Any, model: nn.Module) -> int:
-    """Bytes of the state that an optimizer keeps for a model.
+def optimizer_slots(section: Any, model: nn.Module) -> dict[str, Slots]:
+    """Bytes of the state that an optimizer keeps for each parameter of a model, by its name.
 
     How many slots a parameter has is the optimizer's own affair (Muon goes by its shape): it is made, and takes a step,
     for a twin of fake tensors, which have shapes and no memory: one matrix of GPT-3 would be 2 GB. An optimizer that
@@ -139,26 +158,27 @@ def optimizer_bytes(section: Any, model: nn.Module) -> int:
     """
     try:
         with FakeTensorMode():
-            return _optimizer_bytes(section, model)
+            return _optimizer_slots(section, model)
     except DataDependentOutputException:
-        return _optimizer_bytes(section, model)
+        return _optimizer_slots(section, model)
 
 
-def _optimizer_bytes(section: Any, model: nn.Module) -> int:
+def _optimizer_slots(section: Any, model: nn.Module) -> dict[str, Slots]:
     """All parameters of one shape are one in the twin, so that little is allocated or done."""
     by_kind: dict[Any, nn.Parameter] = {}
-    parameters = list(model.parameters())
-    kinds = [(p.shape, p.dtype, p.requires_grad) for p in parameters]
-    for shape, dtype, trained in kinds:
+    parameters = dict(model.named_parameters())
+    kinds = {name: (p.shape, p.dtype, p.requires_grad) for name, p in parameters.items()}
+    for shape, dtype, trained in kinds.values():
         by_kind.setdefault((shape, dtype, trained), nn.Parameter(torch.zeros(shape, dtype=dtype), trained))
-    memo: dict[int, Any] = {id(p): by_kind[kind] for p, kind in zip(parameters, kinds, strict=True)}
+    memo: dict[int, Any] = {id(p): by_kind[kinds[name]] for name, p in parameters.items()}
     memo |= {id(buffer): torch.zeros(0) for buffer in model.buffers()}
     optimizer = build_optimizer(section, copy.deepcopy(model, memo), batch_global=section.lr_per or 1)
-    return sum(_bytes(_tensors(optimizer.state.get(by_kind[kind], {}))) for kind in kinds)
-
-
-def _tensors(state: dict[str, Any]) -> list[torch.Tensor]:
-    return [value for value in state.values() if isinstance(value, torch.Tensor)]
+    found = {}
+    for kind, parameter in by_kind.items():
+        tensors = [value for value in optimizer.state.get(parameter, {}).values() if isinstance(value, torch.Tensor)]
+        cut = [value for value in tensors if value.ndim]
+        found[kind] = Slots(_bytes(cut), _bytes(tensors) - _bytes(cut))
+    return {name: found[kind] for name, kind in kinds.items()}
 
 
 def _bytes(tensors: list[torch.Tensor]) -> int:

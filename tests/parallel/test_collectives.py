@@ -100,7 +100,7 @@ def forbidden(folder: Path, model: str, layout: str, misled: str = "") -> worlds
     """A run whose step raises where the host waits."""
     ranks, place = LAYOUTS.get(layout, (1, ()))
     planted: list[worlds.Fault] = [("misled", {"how": misled})] if misled else []
-    faults = dict.fromkeys(range(ranks), [*planted, ("forbid_synchronisation", {})])
+    faults = {rank: [*planted, ("forbid_synchronisation", {})] for rank in range(ranks)}
     recipe, *words = MODELS[model]
     if model == "gpt":
         (folder / "text").mkdir()

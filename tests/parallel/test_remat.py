@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -223,57 +224,67 @@ def test_a_single_segment_is_refused() -> None:
         apply_segments(model, chains_of(model, inputs_of("gpt")), 5)
 
 
-def held(model: nn.Module, inputs: Tensor) -> tuple[int, int]:
-    """Bytes that a real forward pass leaves, and the most that the recomputation of one segment adds to them."""
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), inputs)}
+class Kept:
+    """Storages that autograd really keeps of a call, those of ``known`` apart, in the order in which it takes them."""
 
-    def bytes_of(run: Any, known: set[int]) -> int:
-        found: dict[int, Tensor] = {}
+    def __init__(self, *known: Tensor):
+        self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self.found: dict[int, Tensor] = {}
 
-        def pack(tensor: Tensor) -> Tensor:
-            if tensor.untyped_storage().data_ptr() not in known:
-                found[tensor.untyped_storage().data_ptr()] = tensor
-            return tensor
+    def pack(self, tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in self.known:
+            self.found[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    def of(self, run: Any) -> int:
+        with torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor):
             out = run()
-        total = sum(tensor.untyped_storage().nbytes() for tensor in found.values())
+        total = self.total
         del out
         return total
 
-    given: list[tuple[Any, tuple[Any, ...]]] = []
-    hooks = [
-        block.register_forward_pre_hook(lambda block, arguments: given.append((block, arguments)))
-        for _, block in residual_blocks(model)
-        if block.remat or block.segment
-    ]
-    kept = bytes_of(lambda: model(inputs), own)
+    @property
+    def total(self) -> int:
+        return sum(tensor.untyped_storage().nbytes() for tensor in self.found.values())
+
+
+def held(model: nn.Module, inputs: Tensor) -> int:
+    """The most bytes that autograd keeps of a real pass: at its turn, or while a segment is computed again, when what
+    was kept of later ones is gone."""
+    own = (*model.parameters(), *model.buffers(), inputs)
+    kept, given = Kept(*own), []
+
+    def entering(block: Any, arguments: tuple[Any, ...]) -> None:
+        kept.pack(arguments[0])
+        given.append((block, arguments, kept.total))
+
+    again = [block for _, block in residual_blocks(model) if block.remat or block.segment]
+    hooks = [block.register_forward_pre_hook(entering) for block in again]
+    most = kept.of(lambda: model(inputs))
     for hook in hooks:
         hook.remove()
-    inside = [
-        bytes_of(
-            lambda b=block, a=arguments: b.together(*a) if b.segment else b.block_forward(*a),
-            own | {arguments[0].untyped_storage().data_ptr()},
-        )
-        for block, arguments in given
-    ]
-    return kept, max(inside, default=0)
+    for block, arguments, before in given:
+        run = partial(block.together if block.segment else block.block_forward, *arguments)
+        most = max(most, before + Kept(*own, arguments[0]).of(run))
+    return most
 
 
 @pytest.mark.parametrize("mode", ["none", "block", "some", "2", "4"])
 @pytest.mark.parametrize("family", ["resnet", "preact", "vit", "gpt"])
 def test_bytes_are_those_predicted(family: str, mode: str) -> None:
     inputs = inputs_of(family)
-    model = recomputed(made(family).train(), inputs, mode)
-    kept, inside = held(model, inputs)
-    twin = weightless(model)
-    assert saved_bytes(twin, inputs.to("meta")) == pytest.approx(kept + inside, rel=0.1)
-    assert kept > 0
+    plain = made(family).train()
+    model = recomputed(plain, inputs, mode)
+    found = held(model, inputs)
+    assert saved_bytes(weightless(model), inputs.to("meta")) == pytest.approx(found, rel=0.1)
+    if mode != "none":
+        assert found < (0.95 if mode == "some" else 0.8) * held(plain, inputs)
 
 
 @pytest.mark.parametrize("family", ["resnet", "preact", "gpt"])
 def test_the_bytes_of_blocks_add_up(family: str) -> None:
-    """What the choice of a budget reckons with is what the whole network then keeps."""
+    """What the choice of a budget reckons with is no less than what the whole network then keeps: of the blocks that
+    follow one that is being recomputed it counts the inputs too."""
     inputs = inputs_of(family).to("meta")
     twin = weightless(made(family))
     found, between = block_bytes(twin, inputs)
@@ -281,7 +292,8 @@ def test_the_bytes_of_blocks_add_up(family: str) -> None:
         model = copy.deepcopy(twin)
         if chosen:
             apply_remat(model, [block.name for block in chosen])
-        assert needed(found, between, chosen) == pytest.approx(saved_bytes(model, inputs), rel=0.02)
+        kept = saved_bytes(model, inputs)
+        assert 0.98 * kept <= needed(found, between, chosen) <= 1.25 * kept
 
 
 SIZES = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 3)), min_size=1, max_size=7)

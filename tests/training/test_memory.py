@@ -12,7 +12,7 @@ from restrain.optim.optimizers import build_optimizer
 from restrain.parallel import blocks
 from restrain.recipe import load
 from restrain.training.inspection import model_without_memory
-from restrain.training.memory import memory_of, optimizer_bytes
+from restrain.training.memory import memory_of, optimizer_slots
 
 SECTION = {"name": "cifar_resnet20", "classes": 10, "drop_path": {"rate": 0.2}}
 
@@ -71,7 +71,8 @@ def test_the_optimizers_state(name: str) -> None:
     held = sum(t.numel() * t.element_size() for s in real.state.values() for t in s.values() if torch.is_tensor(t))
     with torch.device("meta"):
         hollow = build_model({"name": "cifar_resnet20", "classes": 10})
-    assert optimizer_bytes(section, hollow) == held
+    found = optimizer_slots(section, hollow).values()
+    assert sum(slots.cut + slots.loose for slots in found) == held
 
 
 def test_the_optimizer_of_the_largest_models_allocates_nothing() -> None:
@@ -79,7 +80,8 @@ def test_the_optimizer_of_the_largest_models_allocates_nothing() -> None:
     with torch.device("meta"):
         model = build_model({"name": "gpt3_175b", "classes": 50257})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = optimizer_bytes(load("gpt3_175b").recipe.optimizer, model)
+    slots = optimizer_slots(load("gpt3_175b").recipe.optimizer, model).values()
+    found = sum(one.cut + one.loose for one in slots)
     assert found == pytest.approx(2 * 4 * 174_604_259_328, rel=1e-6)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
 
@@ -89,8 +91,8 @@ def test_a_recipes_memory() -> None:
     model = model_without_memory(recipe)
     memory = memory_of(recipe, model, 8, 64, "fp32")
     weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-    assert memory.weights == memory.ema == weights
-    assert 0 < memory.gradients < memory.weights
+    assert memory.share.weights == memory.share.average == weights
+    assert 0 < memory.share.gradients < memory.share.weights
     assert memory_of(recipe, model, 8, 32, "fp32").activations == pytest.approx(memory.activations / 2, rel=0.05)
     casts = sum(2 * p.numel() for p in model.parameters() if p.ndim > 1)
     half = memory_of(recipe, model, 8, 64, "bf16").activations - casts

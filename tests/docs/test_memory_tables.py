@@ -1,0 +1,19 @@
+"""The tables of memory in the pages are those of the benchmarks' results."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+PATH = Path(__file__).parents[2] / "docs" / "memory_tables.py"
+
+
+def test_the_pages_are_those_of_the_results() -> None:
+    spec = importlib.util.spec_from_file_location("memory_tables", PATH)
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = tables
+    spec.loader.exec_module(tables)
+    for marker in tables.TABLES:
+        path, text = tables.filled(marker)
+        assert path.read_text() == text, "run python docs/memory_tables.py"
