@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-PRELOADED = ["restrain.training.fit", "sklearn.datasets", "tests.planted"]
+PRELOADED = [
+    "restrain.training.fit",
+    "restrain.cli.main",
+    "restrain.parallel.sharded",
+    "torch.distributed.algorithms.ddp_comm_hooks",
+    "sklearn.datasets",
+    "tests.planted",
+]
 CONTEXT.set_forkserver_preload(PRELOADED)
 TIMING = ("wall", "train/samples_per_s", "train/data_wait")
 
