@@ -69,7 +69,7 @@ SINGLE = (
     "schedule={name: cosine}",
 )
 # In fp32 a ReLU may come out on the other side of zero when numbers are added in another order, and from then on it is
-# another run, under DDP as well: about every third run of the ResNet. These seeds meet none: (clip, accumulation) -> it.
+# another run, under DDP as well: about every third run of the ResNet. These seeds, by (clip, accumulation), meet none.
 SEEDS = {(False, 1): 3, (False, 3): 3, (True, 1): 4, (True, 3): 7}
 BOUNDS = {"fp64": 1e-10, "fp32": 1e-6}
 # Rows of a batch: 48 divides into 1 and 3 micro-batches on 1, 2 and 4 ranks.

@@ -43,10 +43,14 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {  # name -> world
 }
 # What is trained: a ResNet whose BatchNorm has running statistics, with the momentum of SGD; transformers with it and
 # with the two moments of AdamW. All have an EMA.
+SGD = "optimizer={name: sgd, lr: 0.01, momentum: 0.9, weight_decay: 1.0e-4}"
 SUBJECTS: dict[str, tuple[str, ...]] = {
-    "resnet, sgd": (*parity.MODELS["resnet"], "optimizer={name: sgd, lr: 0.01, momentum: 0.9, weight_decay: 1.0e-4}"),
-    "vit, sgd": (*parity.MODELS["vit"], "optimizer={name: sgd, lr: 0.01, momentum: 0.9, weight_decay: 1.0e-4}"),
-    "gpt, adamw": (*parity.MODELS["gpt"], "optimizer={name: adamw, lr: 0.001, weight_decay: 0.05}"),
+    "resnet, sgd": (*parity.MODELS["resnet"], SGD),
+    "vit, sgd": (*parity.MODELS["vit"], SGD),
+    "gpt, adamw": (
+        *(word for word in parity.MODELS["gpt"] if not word.startswith("optimizer")),
+        "optimizer.lr=0.001",
+    ),
 }
 # Interventions of the canonical run, after its fifth step: what was written is changed, and allowed to be.
 CHANGED = ("optimizer.lr=0.002", "batch.global=32")
@@ -101,7 +105,7 @@ class Place:
 
     @property
     def cases(self) -> list[Case]:
-        """A network with BatchNorm is not cut over a tensor group; in fp32 a ReLU may make another run of a ResNet's."""
+        """BatchNorm is not cut over a tensor group; in fp32 a ReLU may make another run of a ResNet's."""
         images = "vit, sgd" if self.precision == "fp32" or "tensor" in self.layout else "resnet, sgd"
         return [Case(images, self.precision), Case("gpt, adamw", self.precision)]
 
@@ -147,7 +151,7 @@ class Matrix:
             assert set(ended.codes) == {0}, ended.text
         return path
 
-    # ------------------------------------------------------------------------------------------- what a place is held to
+    # ------------------------------------------------------------------------------------------ what a place is held to
 
     def saves(self, case: Case, place: Place) -> dict[str, float]:
         """Differences of the checkpoints to those of one process, and of the losses up to them."""

@@ -58,7 +58,7 @@ def test_goes_on_to_the_last_bit(matrix: Matrix, place: Place) -> None:
         matrix.repeats(case, place)
 
 
-# ---------------------------------------------------------------------------------------------- killed while it is saved
+# --------------------------------------------------------------------------------------------- killed while it is saved
 
 
 @pytest.mark.slow
