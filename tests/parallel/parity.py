@@ -152,18 +152,19 @@ def pairwise(cells: Iterable[Cell]) -> list[Cell]:
     return chosen
 
 
+NOT_OFFERED = {  # what a refusal says -> what is refused
+    "BatchNorm": "the ResNet with tensor parallelism, with fsdp or without",
+    "batch.micro": "groups over several ranks in several micro-batches",
+}
+
+
 def refusals() -> list[tuple[str, Cell, list[str]]]:
     """What is not offered, one command for each reason: what it is, a cell of it, what its command line has besides."""
-    found = {cell.refused: cell for cell in all_cells() if cell.refused}
-    rows = [(_told(cell), cell, []) for cell in found.values()]
+    cells = {cell.refused: cell for cell in all_cells()}
+    rows = [(what, cells[said], list[str]()) for said, what in NOT_OFFERED.items()]
     for layout in ("zero1", "zero2", "zero3"):
         rows.append((f"{layout} in fp64", Cell("vit", layout, 1, False, False), ["precision=fp64"]))
     return rows
-
-
-def _told(cell: Cell) -> str:
-    micro = f", {cell.accumulation} micro-batches" if cell.spans else ""
-    return f"{cell.model}, {cell.layout}{micro}"
 
 
 class Bench:
