@@ -228,9 +228,9 @@ def optimizer_not_restored() -> None:
 
     original = Reader.read_into
 
-    def read_into(self: Reader, name: str, tensor: Any, offset: Any) -> None:
+    def read_into(self: Reader, name: str, tensor: Any, *where: Any) -> None:
         if not name.endswith("|momentum_buffer"):
-            original(self, name, tensor, offset)
+            original(self, name, tensor, *where)
 
     Reader.read_into = read_into
 
