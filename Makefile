@@ -2,8 +2,9 @@
 # make test         install what is missing, run the tests
 # make check        lint, types, import arrows
 # make docs         the documentation as a site, into build/site
+# make parity       the same run under every layout, and from each to each: the tables of docs/parallel.md
 .DELETE_ON_ERROR:
-.PHONY: quickstart test check docs clean
+.PHONY: quickstart test check docs parity clean
 SHELL := /bin/bash
 
 PYTHON ?= python3
@@ -24,6 +25,11 @@ check: .venv/.installed
 
 docs: .venv/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+parity: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.parallel.parity --json benchmarks/results/parity.json $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.parallel.resume --json benchmarks/results/resume.json $(ARGS)
+	$(BIN)/python docs/parallel.py
 
 # The stamp is written last, so an interrupted installation is simply repeated.
 .venv/.installed: pyproject.toml constraints.txt

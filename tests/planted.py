@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -74,6 +75,28 @@ def in_evaluation(number: int, signal: str = "SIGKILL") -> None:
 def before_rename(step: int) -> None:
     """A checkpoint is written and not yet renamed."""
     _before(os, "rename", lambda count, a, b: f"step-{step}.tmp-" in str(a) and str(b).endswith(f"step-{step}"), _die)
+
+
+def while_saving(step: int, later: int = 1) -> None:
+    """In the middle of a checkpoint's asynchronous save: its first file is there, the next ones are held back until
+    ``later`` steps of training are done; then the kill."""
+    from restrain.run import checkpoint
+    from restrain.training.step import Run
+
+    write_file, written = checkpoint.write_file, threading.Event()
+
+    def slow(path: Any, tensors: Any) -> Any:
+        facts = write_file(path, tensors)
+        if f"step-{step}.tmp-" in str(path):
+            written.set()
+            threading.Event().wait()
+        return facts
+
+    def when(count: int, run: Any, batch: Any) -> bool:
+        return run.state.step >= step + later and written.wait(60.0)
+
+    checkpoint.write_file = slow
+    _before(Run, "step", when, _die)
 
 
 def before_latest(step: int) -> None:

@@ -20,11 +20,24 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["restrain.training.fit", "sklearn.datasets", "tests.planted"])
+PRELOADED = [
+    "restrain.training.fit",
+    "restrain.cli.main",
+    "restrain.parallel.sharded",
+    "torch.distributed.algorithms.ddp_comm_hooks",
+    "sklearn.datasets",
+    "tests.planted",
+]
+CONTEXT.set_forkserver_preload(PRELOADED)
 TIMING = ("wall", "train/samples_per_s", "train/data_wait")
 
 # A fault is (name of a function in tests/planted.py, its arguments); it is planted in the rank before it starts.
 Fault = tuple[str, dict[str, Any]]
+
+
+def preload(*modules: str) -> None:
+    """Let every rank have imported these besides; to be called before the first is started."""
+    CONTEXT.set_forkserver_preload([*PRELOADED, *modules])
 
 
 @dataclass
