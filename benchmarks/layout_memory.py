@@ -38,6 +38,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from resident import peak, reset
 
+from restrain.insight.units import size
 from restrain.models import residual_blocks
 from restrain.optim.optimizers import build_optimizer
 from restrain.optim.stepping import create_state, guarded_step
@@ -46,7 +47,7 @@ from restrain.parallel.world import World
 from restrain.recipe import Recipe, load
 from restrain.run.checkpoint import Reader, Writer
 from restrain.training import build, inspection
-from restrain.training.memory import held_of
+from restrain.training.memory import free_on_host, held_of
 from restrain.training.state import RunState
 
 LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {  # name -> processes, overrides
@@ -204,6 +205,13 @@ def ranks_of(name: str, layout: str) -> dict[int, dict[str, Any]]:
     return found
 
 
+def wanted(name: str, layout: str) -> int:
+    """Bytes that a world may take: what its ranks hold, as much again while they save, and their interpreters."""
+    recipe, lies = recipe_of(name, layout)
+    model = inspection.model_without_memory(recipe)
+    return sum(2 * held_of(recipe, model, lies, 1, rank).total + (500 << 20) for rank in range(lies.world))
+
+
 def compared(name: str, layout: str) -> dict[str, Any]:
     """The figures of a layout beside what was predicted, each of the rank that is furthest off."""
     recipe, lies = recipe_of(name, layout)
@@ -250,6 +258,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 20)  # of the processes that are started
     results = json.loads(args.json.read_text())["results"] if args.json and args.json.exists() else {}
     for name in args.layouts.split(","):
+        needed, free = wanted(args.recipe, name), free_on_host()
+        if needed > free:
+            print(f"{name}: left out, it may take {size(needed)} and {size(free)} are free", flush=True)
+            continue
         results[name] = compared(args.recipe, name)
         print("  ".join(cells(name, results[name])), flush=True)
         results = {key: results[key] for key in LAYOUTS if key in results}
