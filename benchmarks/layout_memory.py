@@ -39,10 +39,9 @@ import torch.multiprocessing as mp
 from resident import peak, reset
 
 from restrain.insight.units import size
-from restrain.models import residual_blocks
 from restrain.optim.optimizers import build_optimizer
 from restrain.optim.stepping import create_state, guarded_step
-from restrain.parallel.layout import ZERO, Layout, layout_of
+from restrain.parallel.layout import Layout, layout_of
 from restrain.parallel.world import World
 from restrain.recipe import Recipe, load
 from restrain.run.checkpoint import Reader, Writer
@@ -218,10 +217,8 @@ def compared(name: str, layout: str) -> dict[str, Any]:
     model = inspection.model_without_memory(recipe)
     shares = [held_of(recipe, model, lies, 1, rank) for rank in range(lies.world)]
     ranks = ranks_of(name, layout)
-    zero = lies.strategy in ZERO
     most = max(shares[0].gathered, max(p.numel() * p.element_size() for p in model.parameters()) // lies.tensor)
-    blocks = [sum(p.numel() * p.element_size() for p in block.parameters()) for _, block in residual_blocks(model)]
-    row: dict[str, Any] = {"processes": lies.world, "unit": most, "block": max(blocks) // lies.tensor}
+    row: dict[str, Any] = {"processes": lies.world, "unit": most}
     off = {rank: found["held"] / shares[rank].total - 1 for rank, found in ranks.items()}
     worst = max(off, key=lambda rank: abs(off[rank]))
     row |= {"predicted": shares[worst].total, "held": ranks[worst]["held"], "tensors": ranks[worst]["tensors"]}
@@ -236,7 +233,7 @@ def compared(name: str, layout: str) -> dict[str, Any]:
         over = {rank: found[f"growth_{part}"] - may[part][rank] - most for rank, found in ranks.items()}
         worst = max(over, key=lambda rank: over[rank])
         row |= {f"growth_{part}": ranks[worst][f"growth_{part}"], f"may_{part}": may[part][worst] + most}
-    return row | {"zero": zero, "ranks": [ranks[rank] for rank in range(lies.world)]}
+    return row | {"ranks": [ranks[rank] for rank in range(lies.world)]}
 
 
 HEADER = ("layout", "predicted MB", "held MB", "off", "tensors MB", "building", "optimizer", "saving", "loading")
@@ -244,7 +241,7 @@ HEADER = ("layout", "predicted MB", "held MB", "off", "tensors MB", "building", 
 
 def cells(name: str, row: dict[str, Any]) -> list[str]:
     """A row of the table."""
-    mb = {key: f"{value / 1e6:,.0f}" for key, value in row.items() if key not in ("off", "zero", "ranks", "processes")}
+    mb = {key: f"{value / 1e6:,.0f}" for key, value in row.items() if key not in ("off", "ranks", "processes")}
     growth = [f"{mb[f'growth_{part}']} of {mb[f'may_{part}']}" for part in PARTS]
     return [name, mb["predicted"], mb["held"], f"{100 * row['off']:+.1f} %", mb["tensors"], *growth]
 
