@@ -6,7 +6,8 @@ checkpoint written and read. The figures are those of the rank that is furthest 
 theirs in a file that is there already. Linux only.
 
 * *predicted*: weights, gradients and optimizer between backward pass and update, as ``restrain check`` prints it.
-* *held*: by how much the process's resident memory has grown at that point since before the model was built. *tensors*:
+* *held*: by how much the process's resident memory, that of files apart, has grown by then since before the model was
+  built. *tensors*:
   the bytes of all tensors that Python knows by then, beside it.
 * *building*, *optimizer*, *loading*, *saving*: how far the peak of resident memory (VmHWM, reset through
   ``/proc/self/clear_refs`` before each part) rises above what was resident. Each may take what the rank then holds for
@@ -36,7 +37,7 @@ import reporting
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from resident import peak, reset
+from resident import own, peak, reset
 
 from restrain.insight.units import size
 from restrain.optim.optimizers import build_optimizer
@@ -133,17 +134,17 @@ def measured(name: str, layout: str, rank: int, folder: str) -> dict[str, Any]:
     small.engine.rest()
     del small
     found: dict[str, Any] = {}
-    at_first, known = reset(), tensors()
+    at_first, at_first_own, known = reset(), own(), tensors()
     run = Rank(recipe, lies, rank)
     found["growth_building"] = peak() - at_first
     before = reset()
-    found["built"] = before - at_first
     run.add_optimizer()
     found["growth_optimizer"] = peak() - before
     run.differentiate()
     run.update()
     run.differentiate()
-    found["held"] = reset() - at_first
+    reset()
+    found["held"] = own() - at_first_own
     found["tensors"] = sum(size for address, size in tensors().items() if address not in known)
     run.update()
     run.engine.rest()
