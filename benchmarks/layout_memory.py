@@ -6,7 +6,8 @@ checkpoint written and read. The figures are those of the rank that is furthest 
 theirs in a file that is there already. Linux only.
 
 * *predicted*: weights, gradients and optimizer between backward pass and update, as ``restrain check`` prints it.
-* *held*: by how much the process's resident memory has grown at that point since before the model was built. *tensors*:
+* *held*: by how much the process's resident memory, that of files apart, has grown by then since before the model was
+  built. *tensors*:
   the bytes of all tensors that Python knows by then, beside it.
 * *building*, *optimizer*, *loading*, *saving*: how far the peak of resident memory (VmHWM, reset through
   ``/proc/self/clear_refs`` before each part) rises above what was resident. Each may take what the rank then holds for
@@ -36,17 +37,17 @@ import reporting
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from resident import peak, reset
+from resident import own, peak, reset
 
-from restrain.models import residual_blocks
+from restrain.insight.units import size
 from restrain.optim.optimizers import build_optimizer
 from restrain.optim.stepping import create_state, guarded_step
-from restrain.parallel.layout import ZERO, Layout, layout_of
+from restrain.parallel.layout import Layout, layout_of
 from restrain.parallel.world import World
 from restrain.recipe import Recipe, load
 from restrain.run.checkpoint import Reader, Writer
 from restrain.training import build, inspection
-from restrain.training.memory import held_of
+from restrain.training.memory import free_on_host, held_of
 from restrain.training.state import RunState
 
 LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {  # name -> processes, overrides
@@ -133,17 +134,17 @@ def measured(name: str, layout: str, rank: int, folder: str) -> dict[str, Any]:
     small.engine.rest()
     del small
     found: dict[str, Any] = {}
-    at_first, known = reset(), tensors()
+    at_first, at_first_own, known = reset(), own(), tensors()
     run = Rank(recipe, lies, rank)
     found["growth_building"] = peak() - at_first
     before = reset()
-    found["built"] = before - at_first
     run.add_optimizer()
     found["growth_optimizer"] = peak() - before
     run.differentiate()
     run.update()
     run.differentiate()
-    found["held"] = reset() - at_first
+    reset()
+    found["held"] = own() - at_first_own
     found["tensors"] = sum(size for address, size in tensors().items() if address not in known)
     run.update()
     run.engine.rest()
@@ -204,16 +205,21 @@ def ranks_of(name: str, layout: str) -> dict[int, dict[str, Any]]:
     return found
 
 
+def wanted(name: str, layout: str) -> int:
+    """Bytes that a world may take: what its ranks hold, as much again while they save, and their interpreters."""
+    recipe, lies = recipe_of(name, layout)
+    model = inspection.model_without_memory(recipe)
+    return sum(2 * held_of(recipe, model, lies, 1, rank).total + (500 << 20) for rank in range(lies.world))
+
+
 def compared(name: str, layout: str) -> dict[str, Any]:
     """The figures of a layout beside what was predicted, each of the rank that is furthest off."""
     recipe, lies = recipe_of(name, layout)
     model = inspection.model_without_memory(recipe)
     shares = [held_of(recipe, model, lies, 1, rank) for rank in range(lies.world)]
     ranks = ranks_of(name, layout)
-    zero = lies.strategy in ZERO
     most = max(shares[0].gathered, max(p.numel() * p.element_size() for p in model.parameters()) // lies.tensor)
-    blocks = [sum(p.numel() * p.element_size() for p in block.parameters()) for _, block in residual_blocks(model)]
-    row: dict[str, Any] = {"processes": lies.world, "unit": most, "block": max(blocks) // lies.tensor}
+    row: dict[str, Any] = {"processes": lies.world, "unit": most}
     off = {rank: found["held"] / shares[rank].total - 1 for rank, found in ranks.items()}
     worst = max(off, key=lambda rank: abs(off[rank]))
     row |= {"predicted": shares[worst].total, "held": ranks[worst]["held"], "tensors": ranks[worst]["tensors"]}
@@ -228,7 +234,7 @@ def compared(name: str, layout: str) -> dict[str, Any]:
         over = {rank: found[f"growth_{part}"] - may[part][rank] - most for rank, found in ranks.items()}
         worst = max(over, key=lambda rank: over[rank])
         row |= {f"growth_{part}": ranks[worst][f"growth_{part}"], f"may_{part}": may[part][worst] + most}
-    return row | {"zero": zero, "ranks": [ranks[rank] for rank in range(lies.world)]}
+    return row | {"ranks": [ranks[rank] for rank in range(lies.world)]}
 
 
 HEADER = ("layout", "predicted MB", "held MB", "off", "tensors MB", "building", "optimizer", "saving", "loading")
@@ -236,7 +242,7 @@ HEADER = ("layout", "predicted MB", "held MB", "off", "tensors MB", "building", 
 
 def cells(name: str, row: dict[str, Any]) -> list[str]:
     """A row of the table."""
-    mb = {key: f"{value / 1e6:,.0f}" for key, value in row.items() if key not in ("off", "zero", "ranks", "processes")}
+    mb = {key: f"{value / 1e6:,.0f}" for key, value in row.items() if key not in ("off", "ranks", "processes")}
     growth = [f"{mb[f'growth_{part}']} of {mb[f'may_{part}']}" for part in PARTS]
     return [name, mb["predicted"], mb["held"], f"{100 * row['off']:+.1f} %", mb["tensors"], *growth]
 
@@ -250,6 +256,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 20)  # of the processes that are started
     results = json.loads(args.json.read_text())["results"] if args.json and args.json.exists() else {}
     for name in args.layouts.split(","):
+        needed, free = wanted(args.recipe, name), free_on_host()
+        if needed > free:
+            print(f"{name}: left out, it may take {size(needed)} and {size(free)} are free", flush=True)
+            continue
         results[name] = compared(args.recipe, name)
         print("  ".join(cells(name, results[name])), flush=True)
         results = {key: results[key] for key in LAYOUTS if key in results}

@@ -13,6 +13,11 @@ def now(field: str = "VmRSS") -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
+def own() -> int:
+    """Resident bytes that belong to no file. Pages of libraries come and go with what else the machine does."""
+    return now("RssAnon") + now("RssShmem")
+
+
 def peak() -> int:
     """The most that was resident since the last :func:`reset`."""
     return now("VmHWM")

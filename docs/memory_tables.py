@@ -68,10 +68,12 @@ TABLES: dict[str, tuple[str, str, Callable[[dict[str, Any]], Iterator[str]]]] = 
 
 
 def filled(marker: str) -> tuple[Path, str]:
-    """A page with its table as the results have it."""
+    """A page with its table as the results have it; as it is where there are none yet."""
     page, results, write = TABLES[marker]
     path = DOCS / page
     text = path.read_text()
+    if not (RESULTS / results).exists():
+        return path, text
     begin, end = f"<!-- {marker}:begin -->\n", f"<!-- {marker}:end -->\n"
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)

@@ -47,6 +47,12 @@ class Share:
     def total(self) -> int:
         return self.weights + self.master + self.gradients + self.optimizer + self.average
 
+    def on_device(self, layout: Layout, offloaded: bool) -> int:
+        """Those that are where the rank computes, ``offloaded`` with ``parallel.offload=cpu``."""
+        if not offloaded:
+            return self.total
+        return self.weights if layout.strategy in ZERO else 0
+
     def hosted(self, layout: Layout) -> int:
         """Those that are in the host's memory with ``parallel.offload=cpu``. DeepSpeed's stages 1 and 2 have the
         updated weights there once more, on their way to the device."""

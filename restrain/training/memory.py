@@ -118,7 +118,8 @@ def memory_of(
     """
     share = held_of(recipe, model, layout, micro)
     twin, inputs = remat.twin_of(recipe, model, micro, number_format, side)
-    told = remat.lay(recipe, [twin], twin, inputs, share.total, number_format)
+    held = share.on_device(layout, offloads(recipe, layout))
+    told = remat.lay(recipe, [twin], twin, inputs, held, number_format)
     kept = saved_bytes(twin, inputs) + remat.beside_blocks(twin, inputs, number_format)
     return Memory(micro, share, kept, told)
 
@@ -145,7 +146,9 @@ def lay_remat(recipe: Recipe, model: nn.Module, micro: int | None, number_format
         blocks.apply_remat(model)
         return "each block is recomputed"
     twin, inputs = remat.twin_of(recipe, model, micro or recipe.batch.group, number_format)
-    held = held_of(recipe, model, layout, micro).total if wanted.startswith("budget") else 0
+    held = 0
+    if wanted.startswith("budget"):
+        held = held_of(recipe, model, layout, micro).on_device(layout, offloads(recipe, layout))
     return remat.lay(recipe, [model], twin, inputs, held, number_format)
 
 

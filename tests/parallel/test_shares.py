@@ -168,6 +168,20 @@ def test_a_budget_that_only_a_share_keeps_within() -> None:
         memory.lay_remat(recipe, model, 2, "fp32", Layout("ddp", 4))
 
 
+def test_a_budget_is_of_the_device() -> None:
+    """What is offloaded takes nothing of it."""
+    for name in ("fsdp", "zero3"):
+        recipe, layout = of(name, "parallel.offload=cpu")
+        model = inspection.model_without_memory(recipe)
+        counted = memory.memory_of(recipe, model, None, 2, "fp32", layout)
+        kept = counted.share.weights if name == "zero3" else 0
+        budget = f"parallel.remat=budget={(counted.activations + kept + 2**12) / 2**20:.4f}MiB"
+        recipe = of(name, "parallel.offload=cpu", budget)[0]
+        assert memory.lay_remat(recipe, model, 2, "fp32", layout).startswith("0 of 6")
+        with pytest.raises(UserError, match="is too small"):
+            memory.lay_remat(of(name, budget)[0], model, 2, "fp32", Layout("ddp", 4))
+
+
 # --------------------------------------------------------------------------------------------------------------- check
 
 
