@@ -192,8 +192,8 @@ def measured(args: argparse.Namespace, layout: str, clip: bool) -> dict[str, Any
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--layouts", default=",".join(LAYOUTS))
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--steps", type=int, default=4, help="of a window; each loop has one in a round")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=3, help="of a window; each loop has one in a round")
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--context", type=int, default=128)
