@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.bad_input import language, packing, remat, remote, runs, sets, shards, survey, tokens, wds, written, zero
+from tests.bad_input import (
+    bench_step,
+    language,
+    packing,
+    remat,
+    remote,
+    runs,
+    sets,
+    shards,
+    survey,
+    tokens,
+    wds,
+    written,
+    zero,
+)
 from tests.bad_input.harness import Case
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
@@ -37,6 +51,7 @@ PARTS: dict[str, list[Case]] = {
     "Evaluation": runs.EVALUATIONS,
     "Recomputing and compiling": remat.REMAT,
     "ZeRO": zero.ZERO,
+    "Timing a step": bench_step.STEP,
 }
 CASES = {case.what: case for cases in PARTS.values() for case in cases}
 
