@@ -8,7 +8,8 @@ its border with what a run does: guard, gradient norm, ledger, the vector of the
 than they do, since it takes the norm all the same. DeepSpeed's buckets are those of Restrain's engine in both.
 
 The ratio of a row is the median over the rounds of the ratio within a round; ``same`` is a bare loop above another one
-built alike, which is how far this measurement can be trusted.
+built alike, which is how far this measurement can be trusted. Processor time is that of rank 0's process with all its
+threads; where other work shares the machine, it alone says what a loop needs.
 """
 
 from __future__ import annotations
@@ -146,15 +147,16 @@ def rank_of(rank: int, port: int, args: argparse.Namespace, layout: str, clip: b
             "restrain": ours.step,
             "same": bare_step(recipe, layout, rows, clip, ours.run.engine),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in made}
+        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in made}
         for turn in range(-1, args.rounds):
             for name, step in made.items():
                 dist.barrier()
-                began = time.perf_counter()
+                began, clock = time.perf_counter(), time.process_time()
                 for _ in range(args.steps):
                     step()
                 if turn >= 0:
-                    seconds[name].append((time.perf_counter() - began) / args.steps)
+                    wall, cpu = time.perf_counter() - began, time.process_time() - clock
+                    seconds[name].append((wall / args.steps, cpu / args.steps))
     if rank == 0:
         queue.put(seconds)
     dist.barrier()
@@ -162,7 +164,7 @@ def rank_of(rank: int, port: int, args: argparse.Namespace, layout: str, clip: b
 
 
 def measured(args: argparse.Namespace, layout: str, clip: bool) -> dict[str, Any]:
-    """Seconds a step of each loop, and the ratios to the bare one."""
+    """Seconds a step of each loop, and how much more than the bare one, by the clock and by the processor."""
     import multiprocessing
 
     context = multiprocessing.get_context("spawn")
@@ -179,14 +181,18 @@ def measured(args: argparse.Namespace, layout: str, clip: bool) -> dict[str, Any
         for process in ranks:
             process.join(20)
             process.kill()
-    ratios = {
-        name: [one / bare for one, bare in zip(seconds[name], seconds["bare"], strict=True)]
-        for name in ("restrain", "same")
-    }
-    return {
-        "seconds": {name: reporting.spread(values) for name, values in seconds.items()},
-        "above": {name: statistics.median(values) - 1 for name, values in ratios.items()},
-    }
+    found: dict[str, Any] = {}
+    for number, clock in enumerate(("wall", "cpu")):
+        times = {name: [pair[number] for pair in pairs] for name, pairs in seconds.items()}
+        ratios = {
+            name: statistics.median(one / bare for one, bare in zip(times[name], times["bare"], strict=True))
+            for name in ("restrain", "same")
+        }
+        found[clock] = {
+            "seconds": {name: reporting.spread(values) for name, values in times.items()},
+            "above": {name: ratio - 1 for name, ratio in ratios.items()},
+        }
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -209,12 +215,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for layout in args.layouts.split(","):
         for clip in args.clip.split(","):
             one = results[f"{layout}, clip {clip}"] = measured(args, layout, clip == "on")
-            times = [f"{1e3 * one['seconds'][name]['median']:.1f}" for name in ("bare", "restrain")]
-            rows.append(
-                [layout, clip, *times, *(f"{100 * one['above'][name]:+.1f} %" for name in ("restrain", "same"))]
-            )
+            cells = []
+            for found in one.values():
+                cells += [f"{1e3 * found['seconds'][name]['median']:.1f}" for name in ("bare", "restrain")]
+                cells += [f"{100 * found['above'][name]:+.1f} %" for name in ("restrain", "same")]
+            rows.append([layout, clip, *cells])
             reporting.write(args.json, vars(args), results)
-    reporting.table(["layout", "clip", "bare ms", "restrain ms", "above", "same"], rows)
+    header = ["bare ms", "restrain ms", "above", "same"]
+    reporting.table(["layout", "clip", *header, *(f"cpu: {name}" for name in header)], rows)
     return 0
 
 
