@@ -494,3 +494,27 @@ def other_restrain() -> None:
     from restrain.parallel import startup
 
     startup.__version__ = "0.0.0"
+
+
+def count_graphs(path: str) -> None:
+    """Write a line a step of this rank: how many graphs torch has compiled so far, and how often one was broken off.
+
+    Blocks are compiled by ``aot_eager``: what compilation does to a graph, without the minute of C++ compilation.
+    """
+    import json
+
+    from torch._dynamo.utils import counters
+
+    from restrain.parallel import blocks
+    from restrain.training.step import Run
+
+    blocks.apply_compile.__defaults__ = ("aot_eager",)
+    original = Run.step
+
+    def step(self: Any, batch: Any) -> None:
+        original(self, batch)
+        found = {"graphs": counters["stats"]["unique_graphs"], "breaks": sum(counters["graph_break"].values())}
+        with open(path, "a") as file:
+            file.write(json.dumps(found) + "\n")
+
+    Run.step = step

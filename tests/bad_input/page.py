@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.bad_input import (
+    bench_step,
     language,
     packing,
     remat,
@@ -53,6 +54,7 @@ PARTS: dict[str, list[Case]] = {
     "ZeRO": zero.ZERO,
     "Slurm": slurm.SCRIPTS,
     "Ranks that meet": slurm.MEETING,
+    "Timing a step": bench_step.STEP,
 }
 CASES = {case.what: case for cases in PARTS.values() for case in cases}
 

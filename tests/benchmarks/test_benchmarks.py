@@ -93,3 +93,33 @@ def test_transformers(tmp_path: Path) -> None:
     for row in found.values():
         assert set(row["seconds"]) == {"bare loop", "restrain"}
         assert row["macs"] > 0
+
+
+@pytest.mark.slow
+def test_parallel_overhead(tmp_path: Path) -> None:
+    tiny = ["--depth", "2", "--width", "16", "--context", "8", "--rounds", "2", "--steps", "1", "--clip", "on"]
+    found = results(tmp_path, "parallel_overhead.py", "--layouts", "ddp,fsdp", *tiny)
+    assert found.keys() == {"ddp, clip on", "fsdp, clip on"}
+    for row in found.values():
+        assert {name: one["count"] for name, one in row["wall"]["seconds"].items()} == {
+            "bare": 2,
+            "restrain": 2,
+            "same": 2,
+        }
+        assert row["cpu"]["above"].keys() == {"restrain", "same"}
+
+
+@pytest.mark.slow
+def test_gpu_step(tmp_path: Path) -> None:
+    found = results(tmp_path, "gpu_step.py", "--device", "cpu", "--small", "--only", "one device")
+    assert found.keys() == {f"GPT-2 124M, {name} on one device" for name in ("single", "fsdp", "zero3")}
+    for name, one in found.items():
+        if "zero3" not in name:  # DeepSpeed may be missing
+            assert one["figures"]["steps"] == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_gpu_step_says_what_it_needs() -> None:
+    done = run("gpu_step.py")
+    assert done.returncode == 1
+    assert "needs a CUDA device" in done.stderr

@@ -11,6 +11,7 @@ import torch
 from restrain.errors import UserError
 from restrain.parallel.blocks import apply_compile, apply_compile_whole
 from restrain.recipe import load
+from tests import worlds
 from tests.parallel.parity import COMMON, LAYOUTS, MODELS, Bench, compared
 from tests.parallel.test_remat import inputs_of, made, recomputed, step
 
@@ -74,3 +75,30 @@ def test_compiled_blocks_under_fsdp(tmp_path: Path, remat: str) -> None:
     place = [*LAYOUTS["fsdp"][1], "batch.micro=8", "parallel.compile=block", f"parallel.remat={remat}"]
     found = compared(bench.run("alone", words, 1), bench.run("fsdp", [*words, *place], 2))
     assert max(found.values()) <= 1e-10, found
+
+
+def graphs(folder: Path, layout: str, depth: int) -> list[dict[str, int]]:
+    """Of each step: the graphs that were compiled so far."""
+    ranks, words = LAYOUTS[layout]
+    folder.mkdir()
+    files = [folder / f"graphs-{rank}.jsonl" for rank in range(ranks)]
+    faults: dict[int, list[worlds.Fault]] = {
+        rank: [("count_graphs", {"path": str(file)})] for rank, file in enumerate(files)
+    }
+    recipe, *changes = MODELS["vit"]
+    settings = [*COMMON, "length=3st", "evaluate.every=3st", "checkpoint.every=3st", "batch.global=48", "batch.group=4"]
+    shape = f"model.shape={{depth: {depth}, width: 32, heads: 4, patch: 2}}"
+    words = [*changes, *settings, *words, shape, "parallel.compile=block"]
+    ended = worlds.train(folder / "run", words, ranks, faults, recipe=recipe, timeout=400.0)
+    assert set(ended.codes) == {0}, ended.text
+    return worlds.lines(files[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["ddp", "fsdp", "tensor 2"])
+def test_one_compilation_a_kind_of_block_whatever_the_depth(tmp_path: Path, layout: str) -> None:
+    """Blocks that are gathered compile too, as often at five as at two of a kind, and no more after the first step."""
+    found = {depth: graphs(tmp_path / str(depth), layout, depth) for depth in (2, 5)}
+    assert found[2] == found[5]
+    assert {step["graphs"] for step in found[5]} == {found[5][0]["graphs"]}
+    assert 1 <= found[5][0]["graphs"] <= 2
