@@ -135,7 +135,7 @@ def _prelude(job: Job, site: Site) -> list[str]:
     lines = ["set -euo pipefail", ""]
     if site.modules:
         lines += [
-            "# A shell that is not a login shell may know no modules; their functions, and a profile, read what is not set.",
+            "# A shell that is not a login shell may know no modules; a profile and they read what is not set.",
             "set +eu",
             "# shellcheck disable=SC1091",
             "type module >/dev/null 2>&1 || . /etc/profile",
