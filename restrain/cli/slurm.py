@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from restrain.recipe import Resolved, Site
 
 TOLD = 4000  # characters of what sbatch says
-_TIME = re.compile(r"([0-9]+-)?[0-9]+(:[0-9]{1,2}){0,2}")
 
 
 @dataclass(frozen=True)
@@ -84,9 +82,12 @@ def slurm(
 
 def _check_options(time: str | None, options: Sequence[str]) -> None:
     from restrain.errors import UserError
+    from restrain.recipe.site import time_limit
 
-    if time is not None and not _TIME.fullmatch(time):
-        raise UserError(f"--time {time} is no time limit of Slurm's. Write HH:MM:SS or D-HH:MM:SS.")
+    try:
+        time_limit(time or "0")
+    except ValueError as error:
+        raise UserError(f"--time {time} {error}.") from None
     for option in options:
         if not option.startswith("-") or not option.isprintable():
             raise UserError(f"--sbatch={option}: options of sbatch begin with a dash. Write --sbatch=--qos=long, say.")

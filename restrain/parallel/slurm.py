@@ -135,12 +135,12 @@ def _prelude(job: Job, site: Site) -> list[str]:
     lines = ["set -euo pipefail", ""]
     if site.modules:
         lines += [
-            "# A shell that is not a login shell may know no modules, whose own functions read what is not set.",
-            "set +u",
+            "# A shell that is not a login shell may know no modules; a profile and they read what is not set.",
+            "set +eu",
             "# shellcheck disable=SC1091",
             "type module >/dev/null 2>&1 || . /etc/profile",
-            f"module load {' '.join(map(shlex.quote, site.modules))}",
-            "set -u",
+            f"module load {' '.join(map(shlex.quote, site.modules))} || exit 2",
+            "set -eu",
             "",
         ]
     lines += [

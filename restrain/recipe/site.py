@@ -30,8 +30,14 @@ from restrain.recipe.schema_data import WITHOUT_ROOT
 Word = Annotated[str, Field(pattern=r"^[^\s'\"]+$")]
 """Without spaces: it stands on an #SBATCH line, which Slurm cuts there."""
 Option = Annotated[str, Field(pattern=r"^-[^\n\r]+$")]
-TimeLimit = Annotated[str, Field(pattern=r"^([0-9]+-)?[0-9]+(:[0-9]{1,2}){0,2}$")]
 Clock = Annotated[Duration, Units(("s", "min", "h"))]
+
+
+def time_limit(text: str) -> str:
+    """``text`` as it is; ValueError where sbatch would not take it for ``--time``."""
+    if not re.fullmatch(r"([0-9]+-)?[0-9]+(:[0-9]{1,2}){0,2}", text):
+        raise ValueError("is no time limit of Slurm's; write HH:MM:SS or D-HH:MM:SS")
+    return text
 
 
 def _of_nccl(value: dict[str, str]) -> dict[str, str]:
@@ -67,7 +73,9 @@ class SiteSlurm(Section):
     memory: Annotated[str, Field(pattern=r"^[0-9]+[KMGT]?$")] | None = Field(
         default=None, description="Memory of a node, such as 500G; null or 0: all of it."
     )
-    time: TimeLimit | None = Field(default=None, description="Time limit of a job, as HH:MM:SS or D-HH:MM:SS.")
+    time: Annotated[str, AfterValidator(time_limit)] | None = Field(
+        default=None, description="Time limit of a job, as HH:MM:SS or D-HH:MM:SS."
+    )
     notice: Positive | None = Field(
         default=None, description="Seconds before the time limit at which a job is told to save and leave; null: 120."
     )

@@ -47,14 +47,14 @@ def _ranks(place: Place, faults=None) -> Outcome:
 SCRIPTS = [
     Case(
         "More GPUs than the batch can be shared by",
-        "48 processes cannot share steps of batch.global=256 in groups of batch.group=32. Numbers of processes that work: 1, 2, 4, 8, 16, 32, 64, 128, 256.",
+        "48 processes cannot share a step of batch.global=256 in groups of batch.group=32: there are 8 groups, and each process takes the same number of whole ones, or as large a part of one as the others. Numbers of processes that work: 1, 2, 4, 8; with groups that span processes, 16, 32, 64, 128, 256. Otherwise change batch.group or batch.global (that defines another run).",
         2,
         "Take a number of nodes that divides the batch; nothing was submitted.",
         _slurm("imagenet_resnet50", "--nodes", "6", "--submit"),
     ),
     Case(
         "A tensor group that does not divide the heads, on nodes",
-        "",
+        "parallel.tensor=8 does not divide the 12 attention heads and the MLP's 3072 units; 1, 2, 3, 4, 6, 12 do.",
         2,
         "Take a size that divides the heads.",
         _slurm("gpt2_124m", "--nodes", "2", "parallel.tensor=8"),
@@ -75,7 +75,7 @@ SCRIPTS = [
     ),
     Case(
         "A time limit that is none",
-        "--time 12h is no time limit of Slurm's. Write HH:MM:SS or D-HH:MM:SS.",
+        "--time 12h is no time limit of Slurm's; write HH:MM:SS or D-HH:MM:SS.",
         2,
         "Write it as sbatch takes it.",
         _slurm("digits_resnet20", "--time", "12h"),
@@ -117,7 +117,7 @@ SCRIPTS = [
     ),
     Case(
         "A site file whose time limit is none",
-        'site.yaml:1: slurm.time = "12 hours" does not look right (pattern ^([0-9]+-)?[0-9]+(:[0-9]{1,2}){0,2}$).',
+        "site.yaml:1: slurm.time = 12 hours is no time limit of Slurm's; write HH:MM:SS or D-HH:MM:SS.",
         2,
         "Write HH:MM:SS or D-HH:MM:SS, in quotes.",
         _slurm("digits_resnet20", site='slurm: {time: "12 hours"}\n'),

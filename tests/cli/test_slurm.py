@@ -121,7 +121,7 @@ def test_a_site_says_what_its_nodes_are_like(said: Said, tmp_path: Path) -> None
         "--mail-type=FAIL",
         "--nice",
     ]
-    assert "module load cuda/13.0 nccl\n" in out
+    assert "module load cuda/13.0 nccl || exit 2\n" in out
     assert "export PATH='/opt/my env/bin':\"$PATH\"\n" in out
     assert f"export RESTRAIN_SITE={tmp_path}/site.yaml\n" in out
     assert checked_by_shellcheck(out) == ""
