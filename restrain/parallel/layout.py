@@ -93,8 +93,8 @@ def layout_of(parallel: Any, world: World) -> Layout:
         raise UserError(f"parallel.strategy=single, but there are {size} processes. Use ddp or auto.")
     if parallel.deepspeed and strategy not in ZERO:
         raise UserError(
-            f"parallel.deepspeed goes to DeepSpeed's engine, and parallel.strategy is {parallel.strategy}. Set zero1, zero2 or "
-            f"zero3, or leave parallel.deepspeed out."
+            f"parallel.deepspeed goes to DeepSpeed's engine, and parallel.strategy is {parallel.strategy}. Set zero1, "
+            f"zero2 or zero3, or leave parallel.deepspeed out."
         )
     shard = data if strategy == "fsdp" else 1
     if strategy == "hsdp":
