@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.bad_input import language, packing, remat, remote, runs, sets, shards, survey, tokens, wds, written, zero
+from tests.bad_input import (
+    language,
+    packing,
+    parallel,
+    remat,
+    remote,
+    runs,
+    sets,
+    shards,
+    survey,
+    tokens,
+    wds,
+    written,
+    zero,
+)
 from tests.bad_input.harness import Case
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
@@ -36,6 +50,7 @@ PARTS: dict[str, list[Case]] = {
     "Branching off": runs.FORKS,
     "Evaluation": runs.EVALUATIONS,
     "Recomputing and compiling": remat.REMAT,
+    "Layouts over processes": parallel.PARALLEL,
     "ZeRO": zero.ZERO,
 }
 CASES = {case.what: case for cases in PARTS.values() for case in cases}

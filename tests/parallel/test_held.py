@@ -59,9 +59,9 @@ def parallel(*words: str):
     ("words", "size", "told"),
     [
         (["parallel.tensor=3"], 4, r"tensor=3 does not divide the 4 process.*1, 2, 4 work"),
-        (["parallel.strategy=hsdp"], 4, r"groups of 4 .* on 4 data-parallel.*Of the sizes 2 work"),
-        (["parallel.strategy=hsdp", "parallel.shard=3"], 4, r"groups of 3 .*Of the sizes 2 work"),
-        (["parallel.strategy=hsdp"], 3, r"none works: take fsdp"),
+        (["parallel.strategy=hsdp"], 4, r"groups of 4 .* on 4 data-parallel.*Sizes that work: 2"),
+        (["parallel.strategy=hsdp", "parallel.shard=3"], 4, r"groups of 3 .*Sizes that work: 2"),
+        (["parallel.strategy=hsdp"], 3, r"No size works here: take fsdp"),
         (["parallel.shard=2"], 4, r"shard=2 is the size of a group of hsdp, and parallel\.strategy is auto"),
         (["parallel.strategy=single"], 2, r"strategy=single, but there are 2 processes"),
     ],
