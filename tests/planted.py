@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -518,3 +519,12 @@ def count_graphs(path: str) -> None:
             file.write(json.dumps(found) + "\n")
 
     Run.step = step
+
+
+def without_package(name: str) -> None:
+    """As on a machine where it is not installed."""
+    import importlib.util
+
+    find = importlib.util.find_spec
+    importlib.util.find_spec = lambda wanted, package=None: None if wanted == name else find(wanted, package)
+    sys.modules[name] = None  # pyright: ignore[reportArgumentType]

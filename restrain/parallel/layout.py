@@ -101,10 +101,10 @@ def layout_of(parallel: Any, world: World) -> Layout:
         shard = parallel.shard or max(1, world.local_size // tensor)
         if data % shard or not 1 < shard < data:
             works = [n for n in _divisors(data) if 1 < n < data]
-            told = f"{listed(works)} work" if works else "none works: take fsdp"
+            told = f"Sizes that work: {listed(works)}" if works else "No size works here: take fsdp"
             raise UserError(
                 f"parallel.strategy=hsdp with groups of {shard} (parallel.shard; by default the processes of a node) "
-                f"on {data} data-parallel process(es): there must be several groups of several processes. Of the sizes "
+                f"on {data} data-parallel process(es): there must be several groups of several processes. "
                 f"{told}."
             )
     return Layout(strategy, size, tensor, shard)

@@ -12,8 +12,8 @@ from restrain.parallel.world import World
 MOSTLY = 0.7  # share of a process's memory for weights, gradients and optimizer; the rest is for activations
 
 RULE = (
-    "ddp where a process holds all of the model; else hsdp where there are several nodes and those of one can share "
-    "it; else fsdp"
+    "ddp where a process holds all of the model; else hsdp where there are several nodes and the processes of one can "
+    "share it; else fsdp"
 )
 
 

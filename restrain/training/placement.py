@@ -74,8 +74,7 @@ def place(
 ) -> Placement:
     """Resolve micro-batch, threads and, where it ``trains``, the layout; what only looks at a run has it whole.
 
-    ``pixels``: height x width of a training image (``Data.pixels``). ``need``: what ``parallel.strategy: auto`` goes
-    by.
+    ``pixels``: height x width of a training image (``Data.pixels``). ``need``: what ``strategy: auto`` goes by.
 
     Raises UserError, naming the sizes that work, for a micro-batch or a layout that cannot be.
     """

@@ -124,13 +124,31 @@ class RunState:
 
     def restore_tensors(self, reader: Reader, kinds: Sequence[str] | None = None) -> None:
         """Only the tensors; ``kinds``: of some kinds alone (what follows the last ``|`` of a name)."""
-        for name, tensor in self.named_tensors().items():
-            if kinds is not None and name.rpartition("|")[2] not in kinds:
-                continue
+        live = self.named_tensors()
+        wanted = {name: live[name] for name in live if kinds is None or name.rpartition("|")[2] in kinds}
+        self._refuse_misfits(reader, wanted)
+        for name, tensor in wanted.items():
             held = self.place_of(name, tensor)
             held.fill(tensor.detach(), lambda part, offset, n=name, w=held.shape: reader.read_into(n, part, offset, w))
         self.engine.refresh()
         self.check_strides()
+
+    def _refuse_misfits(self, reader: Reader, wanted: dict[str, Tensor]) -> None:
+        """Before anything is overwritten: all that is not there, or has another shape, told by its first three."""
+        there, wrong = set(reader.names()), []
+        for name, tensor in wanted.items():
+            shape = tuple(self.place_of(name, tensor).shape)
+            if name not in there:
+                wrong.append(f"{name} is not there")
+            elif reader.shape(name) != shape:
+                wrong.append(f"{name} is {list(reader.shape(name))} there and {list(shape)} here")
+        if wrong:
+            more = f", and {len(wrong) - 3:,} more" if len(wrong) > 3 else ""
+            raise WorldError(
+                f"The checkpoint {reader.path} does not fit this run: {'; '.join(wrong[:3])}{more}, of "
+                f"{len(wanted):,} tensors. It comes from another model or optimizer, or was cut short: resume with the "
+                f"recipe that it was made with, or remove it, and the one before is used."
+            )
 
     def check_strides(self) -> None:
         """Optimizer moments have the strides of their parameters; anything else is a bug that trains wrongly."""

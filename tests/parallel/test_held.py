@@ -59,22 +59,16 @@ def parallel(*words: str):
     ("words", "size", "told"),
     [
         (["parallel.tensor=3"], 4, r"tensor=3 does not divide the 4 process.*1, 2, 4 work"),
-        (["parallel.strategy=hsdp"], 4, r"groups of 4 .* on 4 data-parallel.*Of the sizes 2 work"),
-        (["parallel.strategy=hsdp", "parallel.shard=3"], 4, r"groups of 3 .*Of the sizes 2 work"),
-        (["parallel.strategy=hsdp"], 3, r"none works: take fsdp"),
-        (["parallel.shard=2"], 4, r"shard=2 is the size of a group of hsdp, and parallel\.strategy is ddp"),
+        (["parallel.strategy=hsdp"], 4, r"groups of 4 .* on 4 data-parallel.*Sizes that work: 2"),
+        (["parallel.strategy=hsdp", "parallel.shard=3"], 4, r"groups of 3 .*Sizes that work: 2"),
+        (["parallel.strategy=hsdp"], 3, r"No size works here: take fsdp"),
+        (["parallel.shard=2"], 4, r"shard=2 is the size of a group of hsdp, and parallel\.strategy is auto"),
         (["parallel.strategy=single"], 2, r"strategy=single, but there are 2 processes"),
     ],
 )
 def test_what_does_not_divide_is_refused(words: list[str], size: int, told: str) -> None:
     with pytest.raises(UserError, match=told):
         layout_of(parallel(*words), World(size=size, local_size=size))
-
-
-def test_auto_shards_what_does_not_fit() -> None:
-    assert layout_of(parallel(), World()).strategy == "single"
-    assert layout_of(parallel(), World(size=2, local_size=2)).strategy == "ddp"
-    assert layout_of(parallel(), World(size=2, local_size=2), fits=False) == Layout("fsdp", 2, 1, 2)
 
 
 def test_a_whole_scalar() -> None:
