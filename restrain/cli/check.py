@@ -57,7 +57,7 @@ def check(
     where = placement.place(wanted, world, device, pixels, trains=True, need=need)
     micro, layout = where.micro, where.layout(world)
     placement.check_layout(wanted, layout, device)
-    build.check_tensor(model, layout.tensor)
+    build.check_layers(wanted, model, layout.tensor, device)
     scale = Scale(wanted, int(data.train.counts.sum()) if data else None, "data.root" if data else _unknown(wanted))
     if data and wanted.data.name in WITHOUT_ROOT:
         scale = Scale(wanted, scale.samples, f"the {wanted.data.name} set")

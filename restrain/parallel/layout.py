@@ -84,18 +84,9 @@ def layout_of(parallel: Any, world: World) -> Layout:
     data, strategy = size // tensor, parallel.strategy
     if strategy == "auto":
         strategy = "single" if size == 1 else "ddp"
-    if strategy != "hsdp" and parallel.shard is not None:
-        raise UserError(
-            f"parallel.shard={parallel.shard} is the size of a group of hsdp, and parallel.strategy is "
-            f"{parallel.strategy}. Set parallel.strategy=hsdp, or leave parallel.shard out."
-        )
+    _check_keys(parallel, strategy)
     if strategy == "single" and size > 1:
         raise UserError(f"parallel.strategy=single, but there are {size} processes. Use ddp or auto.")
-    if parallel.deepspeed and strategy not in ZERO:
-        raise UserError(
-            f"parallel.deepspeed goes to DeepSpeed's engine, and parallel.strategy is {parallel.strategy}. Set zero1, "
-            f"zero2 or zero3, or leave parallel.deepspeed out."
-        )
     shard = data if strategy == "fsdp" else 1
     if strategy == "hsdp":
         shard = parallel.shard or max(1, world.local_size // tensor)
@@ -108,6 +99,32 @@ def layout_of(parallel: Any, world: World) -> Layout:
                 f"{told}."
             )
     return Layout(strategy, size, tensor, shard)
+
+
+def _check_keys(parallel: Any, strategy: str) -> None:
+    """Raises UserError for keys of another strategy than the one that is written; under ``auto`` some may lie idle."""
+    written = parallel.strategy
+    if strategy != "hsdp" and parallel.shard is not None:
+        raise UserError(
+            f"parallel.shard={parallel.shard} is the size of a group of hsdp, and parallel.strategy is {written}. Set "
+            f"parallel.strategy=hsdp, or leave parallel.shard out."
+        )
+    if parallel.deepspeed and strategy not in ZERO:
+        raise UserError(
+            f"parallel.deepspeed goes to DeepSpeed's engine, and parallel.strategy is {written}. Set zero1, zero2 or "
+            f"zero3, or leave parallel.deepspeed out."
+        )
+    if written == "ddp" and parallel.reduce is not None:
+        raise UserError(
+            f"parallel.reduce={parallel.reduce} is the format in which fsdp, hsdp and ZeRO add up gradients, and "
+            f"parallel.strategy is ddp, which adds them as they are. Leave parallel.reduce out, or set one of these "
+            f"strategies."
+        )
+    if written in ("ddp", "zero1", "zero2") and not parallel.reshard:
+        raise UserError(
+            f"parallel.reshard=false keeps what fsdp, hsdp and zero3 gather, and parallel.strategy is {written}, which "
+            f"gathers nothing. Leave parallel.reshard out, or set one of these strategies."
+        )
 
 
 def _divisors(number: int) -> list[int]:

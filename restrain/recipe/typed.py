@@ -23,13 +23,6 @@ UNREAD = object()
 """What stands in for a value that could not be read; its problem is on the list."""
 
 
-# What somebody may well ask for, and why it is not there.
-NOT_OFFERED = {
-    ("precision", "fp8"): " PyTorch has no autocast to fp8: its products take GPUs from Hopper on and a scale of each "
-    "tensor, which would be kept with the weights. Use bf16",
-}
-
-
 class Reader:
     """Reads a tree of nodes into plain values for pydantic, noting where each stands and what is wrong."""
 
@@ -150,7 +143,7 @@ class Reader:
         tags = [union_tag(one) for one in types if is_section(one)] if field.discriminator else []
         if text in tags:
             return self.problem(node.origin, f"{path}: {text!r} is a name; write {path}.name={text}")
-        guess = NOT_OFFERED.get((path, text)) or nearest(text, choices)
+        guess = nearest(text, choices)
         return self.problem(node.origin, f"{path}: {shown(node)} is not {describe(field)}.{guess}")
 
 

@@ -380,19 +380,20 @@ def check_model(recipe: Recipe, own: Build | None = None, tensor: int = 1, devic
     with torch.device("meta"):
         model = build_model(recipe.model.model_dump(), recipe.seed, image_sides(recipe), own)
     check_drop_path(recipe, model)
-    check_tensor(model, tensor)
-    if recipe.precision == "fp8" and device is not None:
-        precision.check_float8(device, model, tensor)
+    check_layers(recipe, model, tensor, device)
     if recipe.data.kind == "tokens":
         check_speaks(recipe, model)
 
 
-def check_tensor(model: nn.Module, tensor: int) -> None:
-    """Raises UserError where a model cannot be shared by so many ranks of a tensor group."""
+def check_layers(recipe: Recipe, model: nn.Module, tensor: int, device: torch.device | None) -> None:
+    """Raises UserError where a model's layers cannot be shared by so many ranks of a tensor group, or not multiplied as
+    the recipe wants on the ``device``."""
     if tensor > 1:
         from restrain.parallel.tensor import check
 
         check(model, tensor)
+    if recipe.precision == "fp8" and device is not None:
+        precision.check_float8(device, model, tensor)
 
 
 def check_speaks(recipe: Recipe, model: nn.Module) -> None:

@@ -149,11 +149,25 @@ PARALLEL = [
         digits("parallel.nodes=2"),
     ),
     Case(
-        "A number format that no network here has",
-        "command line: precision: 'fp8' is not one of auto, fp32, bf16, fp16, fp64. PyTorch has no autocast to fp8: its products take GPUs from Hopper on and a scale of each tensor, which would be kept with the weights. Use bf16.",
+        "Float8 on a CPU",
+        "precision=fp8 needs a GPU that multiplies float8, from compute capability 8.9 on (L4, L40S, RTX 4090, H100 and later), and this is a CPU. Take bf16, or auto.",
         2,
         "Take bf16.",
-        show("digits_resnet20", "precision=fp8"),
+        digits("precision=fp8", "parallel.accelerator=cpu"),
+    ),
+    Case(
+        "A format for gradients where they are not cut",
+        "parallel.reduce=bf16 is the format in which fsdp, hsdp and ZeRO add up gradients, and parallel.strategy is ddp, which adds them as they are. Leave parallel.reduce out, or set one of these strategies.",
+        2,
+        "Leave it out.",
+        digits("parallel.strategy=ddp", "parallel.devices=2", "parallel.reduce=bf16"),
+    ),
+    Case(
+        "Kept weights where none are gathered",
+        "parallel.reshard=false keeps what fsdp, hsdp and zero3 gather, and parallel.strategy is ddp, which gathers nothing. Leave parallel.reshard out, or set one of these strategies.",
+        2,
+        "Leave it out.",
+        digits("parallel.strategy=ddp", "parallel.devices=2", "parallel.reshard=false"),
     ),
     Case(
         "A checkpoint of another model",
