@@ -7,8 +7,7 @@ theirs in a file that is there already. Linux only.
 
 * *predicted*: weights, gradients and optimizer between backward pass and update, as ``restrain check`` prints it.
 * *held*: by how much the process's resident memory, that of files apart, has grown by then since before the model was
-  built. *tensors*:
-  the bytes of all tensors that Python knows by then, beside it.
+  built. *tensors*: the bytes of all tensors that Python knows by then, beside it.
 * *building*, *optimizer*, *loading*, *saving*: how far the peak of resident memory (VmHWM, reset through
   ``/proc/self/clear_refs`` before each part) rises above what was resident. Each may take what the rank then holds for
   good, and the largest part that is gathered as one (of what is not cut, the largest parameter); saving, a snapshot of
