@@ -47,7 +47,8 @@ class Parallel(Section):
         description="Where fsdp and hsdp keep what a process holds between its uses, and ZeRO the optimizer, on a GPU.",
     )
     deepspeed: Annotated[dict[str, str], AfterValidator(FrozenDict)] = Field(
-        default=FrozenDict(),
+        default={},
+        validate_default=True,
         description="Further keys of DeepSpeed's zero_optimization for zero1 to zero3, such as {overlap_comm: true}.",
     )
     accelerator: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Kind of device.")
