@@ -29,7 +29,7 @@ docs: .venv/.installed
 parity: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.parallel.parity --json benchmarks/results/parity.json $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.parallel.resume --json benchmarks/results/resume.json $(ARGS)
-	$(BIN)/python docs/parallel.py
+	$(BIN)/python docs/tables.py
 
 # The stamp is written last, so an interrupted installation is simply repeated.
 .venv/.installed: pyproject.toml constraints.txt

@@ -28,7 +28,7 @@ from restrain.optim.optimizers import build_optimizer
 from restrain.parallel.world import World
 from restrain.recipe import Resolved, load
 from restrain.survival import signals
-from restrain.training import build
+from restrain.training import build, network
 from restrain.training.fit import fit
 from restrain.training.lightning import quiet
 from restrain.training.own import Callback, Own
@@ -76,7 +76,7 @@ def bare_loop(resolved: Resolved, steps: int) -> Times:
     assert isinstance(data.train, TextSource)
     text = torch.from_numpy(data.train._tokens).long()
     context, rows = data.train.context, recipe.batch.global_
-    model = build.build_model_on(recipe, CPU, recipe.seed).train()
+    model = network.build_model_on(recipe, CPU, recipe.seed).train()
     optimizer = build_optimizer(recipe.optimizer, model, batch_global=rows)
     factor = build.build_factor(recipe, build.build_plan(recipe, data, []), steps + 1)
     generator = torch.Generator().manual_seed(0)

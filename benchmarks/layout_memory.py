@@ -45,7 +45,7 @@ from restrain.parallel.layout import Layout, layout_of
 from restrain.parallel.world import World
 from restrain.recipe import Recipe, load
 from restrain.run.checkpoint import Reader, Writer
-from restrain.training import build, inspection
+from restrain.training import inspection, network
 from restrain.training.memory import free_on_host, held_of
 from restrain.training.state import RunState
 
@@ -83,7 +83,7 @@ class Rank:
     """One process's part of a run."""
 
     def __init__(self, recipe: Recipe, layout: Layout, rank: int):
-        self.recipe, self.engine = recipe, build.build_engine(recipe, CPU, None, layout, rank, 1)
+        self.recipe, self.engine = recipe, network.build_engine(recipe, CPU, None, layout, rank, 1)
 
     def add_optimizer(self) -> None:
         engine = self.engine

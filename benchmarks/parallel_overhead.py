@@ -78,9 +78,9 @@ def bare_step(recipe: Any, layout: str, rows: Any, clip: bool, ours: Any) -> Ste
     from torch.nn.parallel import DistributedDataParallel
 
     from restrain.models import residual_blocks
-    from restrain.training import build
+    from restrain.training import network
 
-    model: nn.Module = build.build_model_on(recipe, torch.device("cpu"), recipe.seed).train()
+    model: nn.Module = network.build_model_on(recipe, torch.device("cpu"), recipe.seed).train()
     inputs, target = rows[:, :-1], rows[:, 1:].flatten()
 
     def loss_of(network: nn.Module) -> torch.Tensor:

@@ -31,7 +31,7 @@ from restrain.recipe import load
 from restrain.run.checkpoint import Writer
 from restrain.run.journal import encode
 from restrain.run.probes import line
-from restrain.training import build
+from restrain.training import build, network
 from restrain.training.border import Border
 from restrain.training.classify import Classify
 from restrain.training.step import Run, StepSettings
@@ -57,7 +57,7 @@ def make(recipe_name: str, model_name: str, side: int, batch: int, device: torch
     recipe = load(recipe_name, words).recipe
     plan = Plan(100_000 * batch, batch, batch, 1)
     total = build.total_steps(recipe, plan)
-    model = build.build_model_on(recipe, device, recipe.seed)
+    model = network.build_model_on(recipe, device, recipe.seed)
     task = Classify(model, build.build_loss(recipe.loss), recipe.data.mean, recipe.data.std).to(device).train()
     state = build.build_state(recipe, task, plan, total, device)
     writer = Writer(folder, 0, 1, 1, None)

@@ -38,7 +38,7 @@ from restrain.parallel import blocks
 from restrain.parallel.world import World
 from restrain.recipe import load
 from restrain.run.checkpoint import Writer
-from restrain.training import build
+from restrain.training import build, network
 from restrain.training.border import Border
 from restrain.training.classify import Classify
 from restrain.training.step import Run, StepSettings
@@ -115,7 +115,7 @@ def restrain_step(job: Job, group: int) -> Step:
     recipe = load("imagenet_resnet50", overrides).recipe
     plan = Plan(STEPS_PER_EPOCH * batch, batch, group, 1)
     total = build.total_steps(recipe, plan)
-    model = build.build_model_on(recipe, job.device, recipe.seed)
+    model = network.build_model_on(recipe, job.device, recipe.seed)
     if job.compiled:
         blocks.apply_compile(model)
     task = Classify(model, build.build_loss(recipe.loss), recipe.data.mean, recipe.data.std).to(job.device).train()

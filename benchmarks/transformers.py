@@ -39,7 +39,7 @@ from restrain.parallel import blocks
 from restrain.parallel.world import World
 from restrain.recipe import Recipe, load
 from restrain.run.checkpoint import Writer
-from restrain.training import build
+from restrain.training import build, network
 from restrain.training.border import Border
 from restrain.training.classify import Classify
 from restrain.training.inputs import like_inputs
@@ -114,7 +114,7 @@ def restrain_step(job: Job) -> Step:
     recipe, rows = job.recipe, len(job.samples)
     plan = Plan(STEPS_PER_EPOCH * rows, rows, 1, 1)
     total = build.total_steps(recipe, plan)
-    model = build.build_model_on(recipe, job.device, recipe.seed)
+    model = network.build_model_on(recipe, job.device, recipe.seed)
     if job.compiled:
         blocks.apply_compile(model)
     task: Task = Language(model) if job.is_text else Classify(model)
@@ -144,18 +144,18 @@ def peer_step(job: Job) -> Step:
     """The same arithmetic in a bare loop: timm's ViT-B/16, or our own GPT-2, whose peers have no package."""
     recipe = job.recipe
     if job.is_text:
-        model: nn.Module = build.build_model_on(recipe, job.device, recipe.seed)
+        model: nn.Module = network.build_model_on(recipe, job.device, recipe.seed)
         inputs, target = job.samples[:, :-1], job.samples[:, 1:]
     else:
         model = timm.create_model("vit_base_patch16_224", img_size=job.samples.shape[-1]).to(job.device)
         inputs, target = (job.samples.float() / 255 - 0.45) / 0.225, job.labels
     optimizer = build_optimizer(recipe.optimizer, model, batch_global=recipe.batch.global_)
-    network = torch.compile(model.train()) if job.compiled else model.train()
+    compiled = torch.compile(model.train()) if job.compiled else model.train()
 
     def step() -> None:
         optimizer.zero_grad()
         with torch.autocast(job.device.type, dtype=torch.bfloat16):
-            logits = network(inputs)
+            logits = compiled(inputs)
         loss = F.cross_entropy(logits.flatten(0, -2).float(), target.flatten())
         loss.backward()
         if recipe.clip is not None:

@@ -23,7 +23,7 @@ from restrain.parallel import precision
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.run.checkpoint import Writer
-from restrain.training import build, opening, placement
+from restrain.training import build, network, opening, placement
 from restrain.training.border import Border, Cadence
 from restrain.training.dry_run import made_up, unopened
 from restrain.training.inputs import image_sides
@@ -41,10 +41,10 @@ def settle(recipe: Recipe, world: World, device: torch.device) -> tuple[dict[str
     if not isinstance(recipe.model.classes, int):
         found["model.classes"] = _vocabulary(recipe)
     recipe = opening.settle(recipe, found)
-    fits = build.fits(recipe, device)
-    where = placement.place(recipe, world, device, pixels_of(recipe), trains=True, fits=fits)
+    need = network.need_of(recipe, device, world)
+    where = placement.place(recipe, world, device, pixels_of(recipe), trains=True, need=need)
     placement.check_layout(recipe, where.layout(world), device)
-    build.check_model(recipe, None, where.tensor)
+    network.check_model(recipe, None, where.tensor)
     return found, where.as_dict()
 
 
@@ -108,7 +108,7 @@ def _run(
     batch, layout = recipe.batch.global_, where.layout(world)
     plan = Plan(EPOCH * batch, batch, recipe.batch.group, 1, [], recipe.data.repeats)
     total = max(1, build.total_steps(recipe, plan))
-    engine = build.build_engine(recipe, device, None, layout, world.rank, where.micro)
+    engine = network.build_engine(recipe, device, None, layout, world.rank, where.micro)
     task = build.task_around(recipe, engine.model, unopened(recipe)).to(device).train()
     state = build.build_state(recipe, task, plan, total, device, engine)
     cadence = Cadence(NEVER, lambda step: False, lambda step: False)
@@ -122,7 +122,7 @@ def _run(
         factor=lambda step: factor(min(step, total - 1)),
         clip=recipe.clip,
         drop_mode=recipe.model.drop_path.mode,
-        work=build.block_work(recipe, engine.whole()),
+        work=network.block_work(recipe, engine.whole()),
     )
     return Run(task, state, plan, world, border, settings)
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from restrain.training.build import Data
+    from restrain.training.inputs import image_sides
     from restrain.training.memory import Memory
 
 
@@ -35,7 +36,7 @@ def check(
     from restrain.parallel.layout import layout_of
     from restrain.parallel.world import World
     from restrain.recipe.schema_data import WITHOUT_ROOT
-    from restrain.training import build, inspection, placement, spans
+    from restrain.training import build, inspection, network, placement, spans
     from restrain.training.arithmetic import Scale
     from restrain.training.choosing import Choice
     from restrain.training.memory import memory_of, needed, offloads, process_memory
@@ -51,13 +52,13 @@ def check(
         found.append(f"model.classes=auto: as if the vocabulary were {build.UNKNOWN_VOCABULARY}")
     wanted = build.with_classes(wanted, data)
     model = inspection.model_without_memory(wanted)
-    sides = build.image_sides(wanted)
+    sides = image_sides(wanted)
     pixels = data.pixels if data else sides[0] ** 2 if sides else wanted.data.context * PIXELS_A_TOKEN
     need = needed(wanted, model, process_memory(device, world)) if world.size > 1 else None
     where = placement.place(wanted, world, device, pixels, trains=True, need=need)
     micro, layout = where.micro, where.layout(world)
     placement.check_layout(wanted, layout, device)
-    build.check_layers(wanted, model, layout.tensor, device)
+    network.check_layers(wanted, model, layout.tensor, device)
     scale = Scale(wanted, int(data.train.counts.sum()) if data else None, "data.root" if data else _unknown(wanted))
     if data and wanted.data.name in WITHOUT_ROOT:
         scale = Scale(wanted, scale.samples, f"the {wanted.data.name} set")

@@ -19,7 +19,7 @@ from restrain.data.digits import DigitsSource
 from restrain.lineage.bench import Trained
 from restrain.models import build_model, residual_blocks
 from restrain.recipe import Recipe
-from restrain.training import build
+from restrain.training import network
 from restrain.training.dropping import Dropping
 from restrain.training.loaded import load_weights
 
@@ -32,7 +32,7 @@ def without_weights(**section: Any) -> nn.Module:
 
 def fresh(recipe: Recipe) -> nn.Module:
     """The recipe's network with its initial weights, in training mode on the CPU, in fp32."""
-    return build.build_model_on(recipe, torch.device("cpu"), recipe.seed).train()
+    return network.build_model_on(recipe, torch.device("cpu"), recipe.seed).train()
 
 
 def of_run(run: Trained) -> nn.Module:

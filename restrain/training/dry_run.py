@@ -17,6 +17,7 @@ from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.training import build, opening, placement
 from restrain.training.dropping import Dropping
+from restrain.training.inputs import image_sides
 from restrain.training.memory import Memory, held_by, held_of
 
 ROWS_ON_A_CPU = 8  # of the batches of large networks a CPU computes a few images a second
@@ -112,7 +113,7 @@ def made_up(recipe: Recipe, rows: int, device: torch.device) -> tuple[torch.Tens
     if recipe.data.kind == "sequences":
         size = (rows, recipe.data.context, recipe.model.in_chans)
         return (_scrambled(math.prod(size)) / 256.0).view(size).to(device), torch.ones(rows, device=device)
-    side = build.image_sides(recipe)[0]
+    side = image_sides(recipe)[0]
     images = _scrambled(math.prod(size := (rows, recipe.model.in_chans, side, side))).to(torch.uint8).view(size)
     labels = torch.arange(rows) % recipe.model.classes
     return images.contiguous(memory_format=torch.channels_last).to(device), labels.to(device)

@@ -25,7 +25,7 @@ from restrain.models.build import build_model
 from restrain.models.foreign.zoo import timm_name
 from restrain.recipe import Recipe
 from restrain.recipe.model_names import family_of
-from restrain.training.build import image_sides
+from restrain.training.inputs import image_sides
 from restrain.training.loaded import Loaded, load_weights
 from restrain.training.preprocessing import class_names, preprocessing
 

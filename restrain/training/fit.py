@@ -26,8 +26,9 @@ from restrain.recipe.writing import flow
 from restrain.run import checkpoint, journal
 from restrain.run.folder import RunFolder
 from restrain.run.lease import Lease
-from restrain.training import build, forks, lightning, opening, placement, start_weights
+from restrain.training import build, forks, lightning, network, opening, placement, start_weights
 from restrain.training.attempt import Attempt
+from restrain.training.inputs import image_sides
 from restrain.training.on_device import OnDevice
 from restrain.training.opening import Opening
 from restrain.training.own import Own
@@ -140,12 +141,12 @@ def _settle(
     autos = opening.autos(recipe, build.resolved_autos(recipe, data, device), folder.lock_file)
     recipe = opening.settle(recipe, {key: value for key, value in autos.items() if key == "model.classes"})
     forks.check_start(recipe, int(data.train.counts.sum()), fork, own.model)
-    start_weights.check(recipe, folder, fork, build.image_sides(recipe), own.model, data)
-    need = build.need_of(recipe, device, world, own.model)
+    start_weights.check(recipe, folder, fork, image_sides(recipe), own.model, data)
+    need = network.need_of(recipe, device, world, own.model)
     where = placement.place(recipe, world, device, data.pixels, trains=True, need=need)
     placement.check_layout(recipe, where.layout(world), device)
-    build.check_offload(recipe, where.layout(world), where.micro, world, own.model)
-    build.check_model(recipe, own.model, where.tensor, device)
+    network.check_offload(recipe, where.layout(world), where.micro, world, own.model)
+    network.check_model(recipe, own.model, where.tensor, device)
     build.check_task(recipe, data, own)
     return autos, where.as_dict()
 
@@ -191,7 +192,7 @@ def _train(attempt: Attempt, say: Callable[[str], None]) -> Result:
     recipe, folder, world, opened = attempt.recipe, attempt.folder, attempt.world, attempt.opened
     reader = checkpoint.Reader(Path(opened.checkpoint)) if opened.checkpoint else None
     plan = build.build_plan(recipe, attempt.data, reader.scalars["segments"] if reader else [])
-    engine = build.build_engine(
+    engine = network.build_engine(
         recipe, attempt.device, attempt.own.model, attempt.layout, world.rank, attempt.where.micro
     )
     task = build.task_around(recipe, engine.model, attempt.data, attempt.own).to(attempt.device)
@@ -226,7 +227,7 @@ def _train(attempt: Attempt, say: Callable[[str], None]) -> Result:
         factor=build.build_factor(recipe, plan, total),
         clip=recipe.clip,
         drop_mode=recipe.model.drop_path.mode,
-        work=build.block_work(recipe, engine.whole()),
+        work=network.block_work(recipe, engine.whole()),
     )
     start = state.step
     loader = build.build_train_loader(

@@ -16,7 +16,7 @@ from restrain.optim.optimizers import state_slots
 from restrain.recipe import Recipe
 from restrain.run import checkpoint, lockfile
 from restrain.run.manifest import Damaged, verify
-from restrain.training.build import image_sides
+from restrain.training.inputs import image_sides
 
 
 def fork_of(text: str, folder: Path) -> Path | None:

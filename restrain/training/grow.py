@@ -22,6 +22,7 @@ from restrain.recipe.model_names import family_of
 from restrain.run import checkpoint, journal, lockfile
 from restrain.run.folder import RunFolder
 from restrain.training import build
+from restrain.training.inputs import image_sides
 from restrain.training.loaded import load_weights
 from restrain.training.state import RunState
 from restrain.training.subject import CPU, Subject, batch_of, newest
@@ -109,7 +110,7 @@ def _check_changes(was: Recipe, recipe: Recipe) -> None:
 
 def _matched(was: Recipe, recipe: Recipe, place: str) -> dict[str, str]:
     with torch.device("meta"):
-        shallow, deep = (build_model(one.model.model_dump(), sides=build.image_sides(one)) for one in (was, recipe))
+        shallow, deep = (build_model(one.model.model_dump(), sides=image_sides(one)) for one in (was, recipe))
     if (family_of(recipe.model.name) or ("",))[0] == "shared":
         place = "end"  # the tensors that a stage shares bear the name of one of its first blocks
     names = [[name for name, _ in residual_blocks(model)] for model in (shallow, deep)]
@@ -165,7 +166,7 @@ def _zeroed(recipe: Recipe) -> set[str]:
     section = recipe.model.model_dump()
     try:
         with torch.device("meta"):
-            sides = build.image_sides(recipe)
+            sides = image_sides(recipe)
             return zeroed(*(build_model(section | {"zero_init": wanted}, sides=sides) for wanted in (True, False)))
     except UserError as error:
         raise UserError(

@@ -20,11 +20,11 @@ from restrain.parallel.layout import ZERO, Layout
 from restrain.parallel.world import World, from_environment
 from restrain.recipe import Recipe
 from restrain.recipe.checks import listed
-from restrain.training import arithmetic, build, spans
+from restrain.training import arithmetic, build, network, spans
 from restrain.training.arithmetic import Scale
 from restrain.training.choosing import RULE, Choice, choose
 from restrain.training.drop_path import saving
-from restrain.training.inputs import like_inputs, said
+from restrain.training.inputs import image_sides, like_inputs, said
 from restrain.training.memory import Memory, check_offload, free_on_host, held_of, needed, process_memory
 from restrain.training.remat import NOTHING
 from restrain.training.starting import local_ranks
@@ -37,8 +37,8 @@ NOMINAL = 1000  # steps an epoch, to draw a schedule whose data set is not there
 def model_without_memory(recipe: Recipe) -> nn.Module:
     """The recipe's model on the meta device, in its dtype."""
     with torch.device("meta"):
-        model = build_model(recipe.model.model_dump(), recipe.seed, build.image_sides(recipe))
-    build.check_drop_path(recipe, model)
+        model = build_model(recipe.model.model_dump(), recipe.seed, image_sides(recipe))
+    network.check_drop_path(recipe, model)
     return model.to(precision.dtype_of_weights(recipe.precision))
 
 
@@ -48,11 +48,11 @@ def model_lines(recipe: Recipe, model: nn.Module) -> list[str]:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = "all trainable" if trainable == parameters else f"{trainable:,} trainable (model.freeze)"
     if recipe.data.kind == "images":
-        side = build.image_sides(recipe)[0]
+        side = image_sides(recipe)[0]
         macs = forward_macs(model, recipe.model.in_chans, side, side)
     else:
         if recipe.data.kind == "tokens":
-            build.check_speaks(recipe, model)
+            network.check_speaks(recipe, model)
         macs = input_macs(model, like_inputs(recipe, 1, torch.float32))
     return [
         f"{recipe.model.name}, {recipe.model.classes:,} {'classes' if recipe.data.kind == 'images' else 'outputs'}",
@@ -89,7 +89,7 @@ def block_lines(recipe: Recipe, model: nn.Module) -> list[str]:
 
 def saving_lines(recipe: Recipe, model: nn.Module) -> list[str]:
     """What stochastic depth leaves out on average, weighted by the work of the blocks."""
-    mode, work = recipe.model.drop_path.mode, build.block_work(recipe, model)
+    mode, work = recipe.model.drop_path.mode, network.block_work(recipe, model)
     if work is None:
         return [f"mode {mode}: dropped branches are computed and multiplied by 0, so none of their work is saved"]
     share = saving(model, mode, recipe.batch.group, work)

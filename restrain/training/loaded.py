@@ -16,7 +16,7 @@ from restrain.recipe import Recipe, load
 from restrain.run import checkpoint, lockfile
 from restrain.run.folder import RunFolder
 from restrain.run.manifest import Damaged, verify
-from restrain.training import build
+from restrain.training import network
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def load_weights(path: Path, weights: str = "auto", own: Build | None = None) ->
         raise UserError(f"{located.run} keeps no moving average (ema is null). Use --weights raw.")
     averaged = recipe.ema is not None and weights != "raw"
     plain = recipe.model_copy(update={"model": recipe.model.model_copy(update={"init": None})})
-    model = build.build_model_on(plain, torch.device("cpu"), recipe.seed, own)
+    model = network.build_model_on(plain, torch.device("cpu"), recipe.seed, own)
     with checkpoint.Reader(located.checkpoint) as reader:
         kinds = ("ema",) if averaged else ("param", "buffer")
         live = model.state_dict(keep_vars=True)

@@ -8,7 +8,7 @@ from restrain.data.order import check_micro, ranks_a_group
 from restrain.parallel.layout import layout_of
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
-from restrain.training import build, placement, spans
+from restrain.training import build, network, placement, spans
 
 
 def check(recipe: Recipe, nodes: int, tasks: int) -> None:
@@ -18,7 +18,7 @@ def check(recipe: Recipe, nodes: int, tasks: int) -> None:
     if recipe.batch.micro != "auto":
         check_micro(recipe.batch.global_, recipe.batch.group, layout.data, recipe.batch.micro)
     placement.check_layout(recipe, layout, torch.device("cpu" if recipe.parallel.accelerator == "cpu" else "cuda"))
-    build.check_model(build.with_classes(recipe, None), None, layout.tensor)
+    network.check_model(build.with_classes(recipe, None), None, layout.tensor)
 
 
 def told(recipe: Recipe, nodes: int, tasks: int) -> str:

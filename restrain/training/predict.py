@@ -16,9 +16,8 @@ from restrain.data.augment import Pipeline
 from restrain.data.images import DecodeError
 from restrain.data.indexing import IMAGES
 from restrain.errors import UserError
-from restrain.training.build import image_sides
 from restrain.training.classify import Classify
-from restrain.training.inputs import refuse_text
+from restrain.training.inputs import image_sides, refuse_text
 from restrain.training.loaded import Loaded
 from restrain.training.preprocessing import class_names, eval_pipeline
 

@@ -19,7 +19,7 @@ from restrain.parallel import precision
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
 from restrain.run import checkpoint
-from restrain.training import build
+from restrain.training import build, network
 from restrain.training.inputs import like_inputs
 from restrain.training.loaded import Located, load_weights, locate
 from restrain.training.placement import Placement
@@ -80,7 +80,7 @@ def of_recipe(recipe: Recipe, name: str) -> Subject:
     number_format = "fp64" if recipe.precision == "fp64" else "fp32"
     data, why = _opened(recipe)
     recipe = build.with_classes(recipe.model_copy(update={"precision": number_format}), data)
-    task = _task(recipe, build.build_model_on(recipe, CPU, recipe.seed, gradients=True), data)
+    task = _task(recipe, network.build_model_on(recipe, CPU, recipe.seed, gradients=True), data)
     set_group(task.model, None)  # of all rows that there will be
     for module in task.model.modules():
         if isinstance(module, GroupedBatchNorm):

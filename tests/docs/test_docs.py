@@ -34,7 +34,7 @@ def commands(page: Path) -> list[list[str]]:
     return [[w for w in line[line.index("restrain") + 1 :] if w != "--"] for line in words]
 
 
-@pytest.mark.parametrize("generator", ["parallel", "reference", "results"])
+@pytest.mark.parametrize("generator", ["reference", "results"])
 def test_a_generated_page_is_up_to_date(generator: str) -> None:
     spec = importlib.util.spec_from_file_location(generator, ROOT / "docs" / f"{generator}.py")
     assert spec is not None

@@ -9,7 +9,7 @@ from restrain.errors import UserError
 from restrain.models import build_model, float8
 from restrain.parallel import precision
 from restrain.recipe import load
-from restrain.training import build
+from restrain.training import network
 
 GPT = {"name": "gpt", "classes": 64, "shape": {"depth": 2, "width": 32, "heads": 2, "context": 16}}
 
@@ -78,7 +78,7 @@ def test_refused_where_it_cannot_be() -> None:
         precision.check_float8(torch.device("cpu"), model, 1)
     recipe = load("shakespeare_gpt", ["precision=fp8", "model.classes=65"]).recipe
     with pytest.raises(UserError, match="needs a GPU"):
-        build.check_model(recipe, device=torch.device("cpu"))
+        network.check_model(recipe, device=torch.device("cpu"))
 
 
 def test_refused_for_what_it_is_not_for(monkeypatch: pytest.MonkeyPatch) -> None:

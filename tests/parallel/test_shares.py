@@ -25,7 +25,7 @@ from restrain.parallel.shares import Share
 from restrain.parallel.world import World
 from restrain.recipe import Recipe, load
 from restrain.training import inspection, memory
-from restrain.training.build import build_engine
+from restrain.training.network import build_engine
 
 CPU = torch.device("cpu")
 GPT = (

@@ -10,7 +10,7 @@ from restrain.models.build import build_model
 from restrain.parallel.layout import Layout
 from restrain.parallel.world import World
 from restrain.recipe import load
-from restrain.training import build, memory
+from restrain.training import build, memory, network
 from restrain.training.choosing import Need, choose
 
 GB = 10**9
@@ -91,14 +91,14 @@ def test_what_a_recipe_needs(kept: int, strategy: str, monkeypatch: pytest.Monke
     buffers = sum(b.numel() * b.element_size() for b in model.buffers())
     monkeypatch.setattr(memory, "held_by", lambda device: kept * weights)
     world = World(size=2, local_size=2)
-    need = build.need_of(recipe, torch.device("cpu"), world)
+    need = network.need_of(recipe, torch.device("cpu"), world)
     assert need is not None
     assert need.held == 4 * weights + 2 * buffers
     assert need.memory == kept * weights // 2  # both share the host's
     choice = choose(recipe.parallel, world, need)
     assert choice.layout.strategy == strategy
     assert "the model with gradients, sgd and its moving average takes" in choice.reason
-    assert build.need_of(recipe, torch.device("cpu"), World()) is None
+    assert network.need_of(recipe, torch.device("cpu"), World()) is None
 
 
 def test_what_is_gathered_at_a_time() -> None:

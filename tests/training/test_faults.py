@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from restrain.data.expected import expected
 from restrain.recipe import load
 from restrain.run import ledger
-from restrain.training import build
+from restrain.training import build, network
 from tests import worlds
 from tests.worlds import Fault
 
@@ -55,7 +55,7 @@ def plain_loop(run: Path) -> None:
     data = build.open_data(recipe)
     plan = build.build_plan(recipe, data, [])
     device = torch.device("cpu")
-    model = build.build_model_on(recipe, device, recipe.seed)
+    model = network.build_model_on(recipe, device, recipe.seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     factor = build.build_factor(recipe, plan, 12)
     where = build.Placement("cpu", 64, 1, 1)

@@ -7,7 +7,7 @@ import torch
 
 from restrain.parallel.precision import LossScale
 from restrain.recipe import load
-from restrain.training import build
+from restrain.training import network
 from tests import worlds
 
 SETTINGS = ["length=6st", "evaluate.every=6st", "checkpoint.every=1st", "checkpoint.keep=20", "precision=fp64"]
@@ -36,7 +36,7 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path, settings: lis
     if step == 1:  # before it: the keyed initial weights, and optimizer, statistics and average as they begin
         after = worlds.tensors(run, 1)
         recipe = load(str(run / "recipe.lock.yaml")).recipe
-        model = build.build_model_on(recipe, torch.device("cpu"), recipe.seed)
+        model = network.build_model_on(recipe, torch.device("cpu"), recipe.seed)
         initial = {f"{name}|param": p.detach() for name, p in model.named_parameters()}
         initial |= {f"{name}|buffer": b for name, b in model.named_buffers() if f"{name}|buffer" in after}
         assert all(torch.equal(after[name], t) for name, t in initial.items())
