@@ -81,7 +81,7 @@ def allocated(run: Any) -> int:
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
-    results = profiler.profiler.kineto_results  # pyright: ignore[reportOptionalMemberAccess]
+    results: Any = profiler.profiler.kineto_results  # pyright: ignore[reportOptionalMemberAccess]
     changes = [(e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]"]
     changes.sort(key=lambda change: change[0])
     return max(itertools.accumulate(change for _, change in changes))

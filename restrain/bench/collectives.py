@@ -146,7 +146,7 @@ def spoken(step: Any, steps: int) -> float:
 
 
 def _on_device(event: Any) -> bool:
-    return event.device_type == torch.autograd.DeviceType.CUDA
+    return event.device_type == torch.autograd.DeviceType.CUDA  # pyright: ignore[reportPrivateImportUsage]
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:

@@ -53,12 +53,12 @@ def multiplies(number_format: str) -> float:
     """FLOP/s of a product of two large matrices in this process, on the CPU, while the other ranks multiply too."""
     dtype = precision.autocast_dtype(number_format) or precision.dtype_of_weights(number_format)
     a = torch.ones(MATRIX, MATRIX, dtype=dtype)
-    a @ a
+    torch.mm(a, a)
     if dist.is_initialized():
         dist.barrier()
     best, end = float("inf"), time.perf_counter() + LONG
     while time.perf_counter() < end:
         began = time.perf_counter()
-        a @ a
+        torch.mm(a, a)
         best = min(best, time.perf_counter() - began)
     return 2.0 * MATRIX**3 / best
