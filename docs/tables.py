@@ -132,8 +132,8 @@ def overhead(found: dict[str, Any]) -> Iterator[str]:
         rows.append(cells)
     columns = ("bare", "Restrain", "above it", "the same twice")
     yield table(("layout", *columns, *(f"processor: {name.lower()}" for name in columns)), rows)
-    yield "\nMilliseconds a step on 2 ranks, by the clock and by the processor's time of rank 0, which other work on the "
-    yield "machine does not change; *the same twice* is a bare loop beside another one built alike. "
+    yield "\nMilliseconds a step on 2 ranks, by the clock and by the processor's time of rank 0, which other work on "
+    yield "the machine does not change; *the same twice* is a bare loop beside another one built alike. "
     yield circumstances("parallel_overhead", found) + "\n"
 
 
