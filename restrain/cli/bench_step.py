@@ -114,6 +114,8 @@ def _sweep(
     from restrain.training.starting import processes
 
     if here.launcher != "single":
+        if here.rank:  # the first one tells
+            raise SystemExit(2)
         raise UserError(
             f"--sweep starts processes of its own, and this is one of {here.size} that {here.launcher} has started. "
             f"Start the command once, on one machine."

@@ -343,7 +343,7 @@ ARGUMENTS = [
     ),
     Case(
         "The command is misspelt",
-        "There is no command 'trian'. Did you mean 'train'? Commands: recipes, show, why, check, look, train, resume, runs, compare, report, lineage, sweep, sync, evaluate, predict, sample, export, probe, lesion, grow, schema, completion, data, bench.",
+        "There is no command 'trian'. Did you mean 'train'? Commands: recipes, show, why, check, look, train, resume, runs, compare, report, lineage, sweep, slurm, sync, evaluate, predict, sample, export, probe, lesion, grow, schema, completion, data, bench, checkpoint.",
         2,
         "Correct it.",
         lambda place: place.cli("trian", "digits_resnet20"),

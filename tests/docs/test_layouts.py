@@ -27,4 +27,4 @@ def test_a_cell_is_what_check_says(layouts, capsys: pytest.CaptureFixture[str]) 
     recipe, strategy = "digits_resnet20", "parallel.strategy=fsdp"
     held = layouts.Built((recipe,)).told(2, 1, strategy)
     assert run(["check", recipe, "--no-run", "parallel.devices=2", strategy]) == 0
-    assert f"): {held} (weights" in capsys.readouterr().out
+    assert f"and holds {held} between backward pass and update" in capsys.readouterr().out

@@ -198,6 +198,12 @@ class Stored:
         self.tensors = {name: t.detach().contiguous().clone() for name, t in state.named_tensors().items()}
         self.scalars = json.loads(json.dumps(state.scalars()))
 
+    def names(self):
+        return list(self.tensors)
+
+    def shape(self, name):
+        return tuple(self.tensors[name].shape)
+
     def read_into(self, name, tensor, offset, shape):
         assert not any(offset)
         assert tuple(shape) == tuple(tensor.shape)

@@ -85,7 +85,8 @@ def test_hsdp_adds_up_over_its_groups(tmp_path: Path) -> None:
 
 def test_tensor_parallel_reduces_a_branch_twice(tmp_path: Path) -> None:
     for step in counted(tmp_path, [*MODELS["vit"], *LAYOUTS["tensor 2"][1]]):
-        assert step["all-reduce"] == 2 * 2 * BLOCKS + 1  # two branches, forward and backward; the vector
+        # Two branches, forward and backward; the vector; the norms of queries and keys, of which a rank sees its heads.
+        assert step["all-reduce"] == 2 * 2 * BLOCKS + 2
         assert "all-gather" not in step
 
 

@@ -71,7 +71,7 @@ def test_what_does_not_go_with_one_graph(override: str, said: str) -> None:
 @pytest.mark.parametrize("remat", ["none", "every=2"])
 def test_compiled_blocks_under_fsdp(tmp_path: Path, remat: str) -> None:
     bench = Bench(tmp_path)
-    words = [*MODELS["gpt"], "batch.global=48", "batch.group=4", *COMMON]
+    words = [*MODELS["gpt"], "batch.global=48", "batch.group=4", "precision=fp64", *COMMON]
     place = [*LAYOUTS["fsdp"][1], "batch.micro=8", "parallel.compile=block", f"parallel.remat={remat}"]
     found = compared(bench.run("alone", words, 1), bench.run("fsdp", [*words, *place], 2))
     assert max(found.values()) <= 1e-10, found

@@ -293,7 +293,7 @@ def test_the_bytes_of_blocks_add_up(family: str) -> None:
         if chosen:
             apply_remat(model, [block.name for block in chosen])
         kept = saved_bytes(model, inputs)
-        assert 0.98 * kept <= needed(found, between, chosen) <= 1.25 * kept
+        assert 0.98 * kept <= needed(found, between, chosen) <= 1.5 * kept
 
 
 SIZES = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 3)), min_size=1, max_size=7)
@@ -381,7 +381,7 @@ DROP = ("model.drop_path={rate: 0.5, mode: batch}",)
 )
 def test_segments_over_two_ranks(bench: Bench, model: str, layout: str, drop: tuple[str, ...]) -> None:
     """A segment calls its blocks, so what gathers their parameters does so again when it is recomputed."""
-    words = [*MODELS[model], "batch.global=48", "batch.group=4", *COMMON, *drop]
+    words = [*MODELS[model], "batch.global=48", "batch.group=4", "precision=fp64", *COMMON, *drop]
     alone = bench.run(f"alone-{model}", words, 1)
     place = [*LAYOUTS[layout][1], "batch.micro=8", "parallel.remat=every=2"]
     found = compared(alone, bench.run(f"{layout}-{model}", [*words, *place], 2))

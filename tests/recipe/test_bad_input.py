@@ -48,7 +48,7 @@ CASES = {
     "{scale: rezero}.",
     "model.join={name: scale, branch: 0}": "model.join.branch = 0: no branch would ever count, or learn; use another "
     "number.",
-    "precision=bf-16": "precision: 'bf-16' is not one of auto, fp32, bf16, fp16, fp64. Did you mean 'bf16'?",
+    "precision=bf-16": "precision: 'bf-16' is not one of auto, fp32, bf16, fp16, fp8, fp64. Did you mean 'bf16'?",
     "length=90": "length: '90' has no unit; it takes a duration in ep (epochs) or st (optimizer steps).",
     "length=30min": "length = 30min has a unit that makes no sense here; write ep (epochs) or st (optimizer steps).",
     "length=0ep": "length = 0ep must be longer than 0.",

@@ -229,7 +229,7 @@ def test_site_file(write, minimal: str, tmp_path: Path, monkeypatch: pytest.Monk
         (
             "optimizer: {lr: 1}\n",
             "site.yaml:1: optimizer is not a key. The keys of the site file are data, wandb, slurm, modules, "
-            "interface.",
+            "interface, nccl, start_timeout.",
         ),
         ("slurm: {partion: x}\n", "site.yaml:1: slurm.partion is not a key. Did you mean 'partition'?"),
         ("data: [a]\n", "site.yaml:1: data is a list, but it takes lines of its own such as imagenet: /data/imagenet."),

@@ -108,8 +108,7 @@ def test_what_is_gathered_at_a_time() -> None:
     for classes in (256, 50257):
         with torch.device("meta"):
             model = build_model(recipe.model.model_dump() | {"classes": classes})
-        sizes[classes] = memory.largest_unit(model)
-    assert sizes[256][0] == "the largest block"
-    what, amount = sizes[50257]
-    assert what == "what is outside of the blocks"
-    assert amount >= 4 * 50257 * 768
+        sizes[classes] = memory.needed(recipe, model, 10**9).gathered
+    block = sum(p.numel() for p in model.get_submodule("blocks.0").parameters())
+    assert sizes[256] == 4 * block
+    assert sizes[50257] > 4 * 50257 * 768

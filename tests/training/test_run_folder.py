@@ -39,6 +39,7 @@ def test_run_json_says_what_a_run_was_made_of(finished: Path) -> None:
         "data_threads": 1,
         "world": 1,
         "strategy": "single",
+        "because": "",
         "tensor": 1,
         "shard": 1,
     }
