@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from restrain.training.build import Data
-    from restrain.training.inputs import image_sides
     from restrain.training.memory import Memory
 
 
@@ -39,6 +38,7 @@ def check(
     from restrain.training import build, inspection, network, placement, spans
     from restrain.training.arithmetic import Scale
     from restrain.training.choosing import Choice
+    from restrain.training.inputs import image_sides
     from restrain.training.memory import memory_of, needed, offloads, process_memory
     from restrain.training.micro import PIXELS_A_TOKEN
 
