@@ -52,9 +52,9 @@ def before_joining(signal: str = "SIGKILL") -> None:
 
 def before_the_model(signal: str = "SIGKILL") -> None:
     """After the ranks have met, before the first step."""
-    from restrain.training import build
+    from restrain.training import network
 
-    _before(build, "build_engine", lambda count, *_: count == 1, _send(signal))
+    _before(network, "build_engine", lambda count, *_: count == 1, _send(signal))
 
 
 def at_accumulation(step: int, signal: str = "SIGKILL") -> None:
