@@ -29,6 +29,7 @@ from restrain.parallel.layout import Layout
 from restrain.parallel.stretch import stretch
 
 BUCKET = 50_000_000  # elements of a reduction or a gather at most; DeepSpeed's own default takes 2 GB at once
+PIECE = 8_000_000  # elements that ranks give each other at a time after loading
 NEVER = 10**15  # elements: a bound that no model reaches
 
 
@@ -234,7 +235,12 @@ class Zero(Engine):
     @torch.no_grad()
     def refresh(self) -> None:
         if self.stage < 3:
-            self.zero.update_lp_params()
+            groups = (self.zero.parallel_partitioned_bit16_groups, self.zero.single_partition_of_fp32_groups)
+            for parts, mine in zip(*groups, strict=True):
+                parts[self.rank].copy_(mine)
+                for owner, part in enumerate(parts):  # DeepSpeed's own gather takes a copy of all weights for it
+                    for piece in part.split(PIECE):
+                        dist.broadcast(piece, owner)
             return
         self.zero._partition_all_parameters()
         for number in range(len(self.zero.fp16_groups)):
