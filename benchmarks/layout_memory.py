@@ -10,8 +10,8 @@ theirs in a file that is there already. Linux only.
   built. *tensors*: the bytes of all tensors that Python knows by then, beside it.
 * *building*, *optimizer*, *loading*, *saving*: how far the peak of resident memory (VmHWM, reset through
   ``/proc/self/clear_refs`` before each part) rises above what was resident. Each may take what the rank then holds for
-  good, and the largest part that is gathered as one (of what is not cut, the largest parameter); saving, a snapshot of
-  what the rank saves besides.
+  good, and the largest part that is gathered as one, or the largest parameter where that is more; saving, a snapshot
+  of what the rank saves besides; loading, the 32 MiB of a file that are mapped at a time.
 
 glibc is told to give freed memory of a megabyte and more back (MALLOC_MMAP_THRESHOLD_); by default it keeps some of it
 in the arenas of threads, 28 MB a rank with fsdp on two.
@@ -45,6 +45,7 @@ from restrain.parallel.layout import Layout, layout_of
 from restrain.parallel.world import World
 from restrain.recipe import Recipe, load
 from restrain.run.checkpoint import Reader, Writer
+from restrain.run.reader import MAPPED
 from restrain.training import inspection, network
 from restrain.training.memory import free_on_host, held_of
 from restrain.training.state import RunState
@@ -217,7 +218,7 @@ def compared(name: str, layout: str) -> dict[str, Any]:
     model = inspection.model_without_memory(recipe)
     shares = [held_of(recipe, model, lies, 1, rank) for rank in range(lies.world)]
     ranks = ranks_of(name, layout)
-    most = max(shares[0].gathered, max(p.numel() * p.element_size() for p in model.parameters()) // lies.tensor)
+    most = max(shares[0].gathered, max(p.numel() * p.element_size() for p in model.parameters()))
     row: dict[str, Any] = {"processes": lies.world, "unit": most}
     off = {rank: found["held"] / shares[rank].total - 1 for rank, found in ranks.items()}
     worst = max(off, key=lambda rank: abs(off[rank]))
@@ -227,7 +228,7 @@ def compared(name: str, layout: str) -> dict[str, Any]:
         "building": [share.weights for share in shares],
         "optimizer": [share.total - share.weights for share in shares],
         "saving": [ranks[rank]["snapshot"] for rank in range(lies.world)],
-        "loading": [0] * lies.world,
+        "loading": [MAPPED] * lies.world,
     }
     for part in PARTS:
         over = {rank: found[f"growth_{part}"] - may[part][rank] - most for rank, found in ranks.items()}
