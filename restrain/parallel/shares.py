@@ -17,6 +17,8 @@ from restrain.parallel.layout import SHARDED, ZERO, Layout
 from restrain.parallel.partition import partition_of
 from restrain.parallel.zero_shards import share
 
+BUCKET = 50_000_000  # elements of a reduction or a gather of ZeRO at most; DeepSpeed's own default takes 2 GB at once
+
 
 @dataclass(frozen=True)
 class Slots:
@@ -31,8 +33,8 @@ class Share:
     """Bytes of one rank, at their most between a step's last backward pass and its update.
 
     ``weights`` with buffers. ``master``: the part of the weights that ZeRO updates, a copy. ``average``: the moving
-    average. Beside these, ``gathered`` is what a rank has for a while of the largest part that it gathers at once, and
-    ``parameters`` the number of elements that it holds.
+    average. ``buffers``: what DeepSpeed keeps for gradients besides. ``gathered``: what a rank has for a while of the
+    largest part that it gathers at once, not in ``total``. ``parameters``: elements that it holds.
     """
 
     weights: int
@@ -40,12 +42,13 @@ class Share:
     gradients: int
     optimizer: int
     average: int
+    buffers: int = 0
     gathered: int = 0
     parameters: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.master + self.gradients + self.optimizer + self.average
+        return self.weights + self.master + self.gradients + self.optimizer + self.average + self.buffers
 
     def on_device(self, layout: Layout, offloaded: bool) -> int:
         """Those that are where the rank computes, ``offloaded`` with ``parallel.offload=cpu``."""
@@ -96,9 +99,32 @@ def share_of(
     counted["average"] += buffers if averages else 0
     return Share(
         **counted,
+        buffers=_kept_by_deepspeed(model, layout, rank) if zero else 0,
         gathered=_gathered(model, layout, held),
         parameters=sum(mine for _, mine in held.values()),
     )
+
+
+def _kept_by_deepspeed(model: nn.Module, layout: Layout, rank: int) -> int:
+    """Stage 3 keeps a bucket. Stages 1 and 2 keep of each parameter that they cut, where a rank's part of all ends, the
+    whole gradient on both sides; here in the model's order, while theirs has those without decay last."""
+    if layout.strategy == "zero3":
+        return 4 * bucket(model)
+    trained = [(p.numel(), p.element_size()) for p in model.parameters() if p.requires_grad]
+    start, stop = share(sum(size for size, _ in trained), rank, layout.world)
+    at = found = 0
+    for size, item in trained:
+        inside = max(0, min(stop, at + size) - max(start, at))
+        found += item * (size - inside) if inside else 0
+        at += size
+    return found
+
+
+def bucket(model: nn.Module) -> int:
+    """Elements of the buffer that ZeRO's stage 3 keeps for gradients on their way."""
+    sizes = [sum(p.numel() for p in block.parameters()) for _, block in residual_blocks(model)]
+    whole = sum(p.numel() for p in model.parameters())
+    return min(whole, max(sizes, default=whole), BUCKET)
 
 
 def _held(model: nn.Module, layout: Layout, rank: int) -> dict[str, tuple[int, int]]:

@@ -26,9 +26,9 @@ from restrain.parallel import zero_shards
 from restrain.parallel.engine import Engine, without_weights
 from restrain.parallel.held import Held, whole
 from restrain.parallel.layout import Layout
+from restrain.parallel.shares import BUCKET, bucket
 from restrain.parallel.stretch import stretch
 
-BUCKET = 50_000_000  # elements of a reduction or a gather at most; DeepSpeed's own default takes 2 GB at once
 PIECE = 8_000_000  # elements that ranks give each other at a time after loading
 NEVER = 10**15  # elements: a bound that no model reaches
 
@@ -98,7 +98,7 @@ class Zero(Engine):
         if self.stage == 3:
             block = max((sum(p.numel() for p in b.parameters()) for b in self.blocks), default=size)
             # What is fetched ahead follows the order of an earlier pass, so it would gather blocks that are skipped.
-            zero["reduce_bucket_size"] = min(size, block, BUCKET)  # a buffer of this size is kept
+            zero["reduce_bucket_size"] = bucket(self._whole)
             zero["stage3_prefetch_bucket_size"] = 0 if self.skips else block
             zero["stage3_param_persistence_threshold"] = 0
             zero["stage3_max_live_parameters"] = 3 * block if reshard else NEVER

@@ -179,6 +179,7 @@ def memory_lines(memory: Memory, number_format: str) -> list[str]:
         ("weights and buffers", share.weights),
         ("the copy that is updated", share.master),
         ("gradients", share.gradients),
+        ("DeepSpeed's buffers", share.buffers),
         ("optimizer", share.optimizer),
         ("moving average", share.average),
     ]

@@ -103,7 +103,24 @@ def test_what_each_layout_cuts() -> None:
         found = share(name)
         parts = [part / one.weights for part in (found.weights, found.master, found.gradients, found.optimizer)]
         assert parts == pytest.approx([weights, master, gradients, optimizer], rel=0.02), name
-        assert found.total == sum((found.weights, found.master, found.gradients, found.optimizer))
+        assert found.total == sum((found.weights, found.master, found.gradients, found.optimizer, found.buffers))
+
+
+def test_what_deepspeed_keeps_besides() -> None:
+    """Stage 3 a bucket of a block; stages 1 and 2 the whole gradient of what ends in another rank's part."""
+    recipe, _ = of("zero1")
+    model = inspection.model_without_memory(recipe)
+    block = sum(p.numel() for p in residual_blocks(model)[0][1].parameters())
+    assert share("zero3").buffers == 4 * block
+    sizes = [p.numel() for p in model.parameters()]
+    quarter = -(-sum(sizes) // 4)
+    for rank in range(4):
+        touched, at = 0, 0
+        for elements in sizes:
+            touched += elements if at < (rank + 1) * quarter and at + elements > rank * quarter else 0
+            at += elements
+        found = share("zero2", rank=rank)
+        assert found.gradients + found.buffers == pytest.approx(4 * touched, abs=8)
 
 
 def test_a_moving_average_is_cut_like_the_weights() -> None:
@@ -195,7 +212,9 @@ def test_check_prints_what_is_counted(name: str, capsys: pytest.CaptureFixture[s
     said = capsys.readouterr().out
     found = share(name, micro=1)
     assert f"weights and buffers {size(found.weights)}" in said
-    assert f"gradients {size(found.gradients)}, optimizer {size(found.optimizer)}" in said
+    assert f"gradients {size(found.gradients)}" in said
+    assert f"optimizer {size(found.optimizer)}" in said
+    assert ("DeepSpeed's buffers" in said) == (found.buffers > 0)
     assert ("the copy that is updated" in said) == name.startswith("zero")
     if name == "single":
         assert "between backward pass and update" not in said
@@ -215,7 +234,7 @@ def test_what_is_offloaded_must_fit_the_host() -> None:
         _, layout = of(name)
         found = share(name)
         each = found.hosted(layout)
-        assert each == (found.total if kept == "total" else found.total - found.weights)
+        assert each == (found.total if kept == "total" else found.total - found.weights - found.buffers)
         assert memory.check_offload(found, layout, 4, 4 * each) == 4 * each
         with pytest.raises(WorldError) as caught:
             memory.check_offload(found, layout, 4, 4 * each - 1)
