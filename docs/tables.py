@@ -95,7 +95,7 @@ def layouts(found: dict[str, Any]) -> Iterator[str]:
     rows = []
     for name, row in found["results"].items():
         mb = {key: f"{value / 1e6:,.0f}" for key, value in row.items() if isinstance(value, int)}
-        over = {part: row[f"growth_{part}"] > row[f"may_{part}"] for part in PARTS}
+        over = {part: row[f"growth_{part}"] > 1.05 * row[f"may_{part}"] for part in PARTS}
         growth = [
             f"{'**' * over[part]}{mb[f'growth_{part}']} of {mb[f'may_{part}']}{'**' * over[part]}" for part in PARTS
         ]
