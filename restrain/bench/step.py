@@ -218,7 +218,7 @@ def _figures(
         peak=top,
         peak_of=whose,
         memory=max(grown, default=None),
-        spoken=first["spoken"],
+        spoken=first["spoken"] * step,
         collectives=first["collectives"],
         waits=first["waits"],
         waited=first["waited"],
