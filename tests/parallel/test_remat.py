@@ -382,7 +382,7 @@ DROP = ("model.drop_path={rate: 0.5, mode: batch}",)
 def test_segments_over_two_ranks(bench: Bench, model: str, layout: str, drop: tuple[str, ...]) -> None:
     """A segment calls its blocks, so what gathers their parameters does so again when it is recomputed."""
     words = [*MODELS[model], "batch.global=48", "batch.group=4", "precision=fp64", *COMMON, *drop]
-    alone = bench.run(f"alone-{model}", words, 1)
+    alone = bench.run(f"alone-{model}-{len(drop)}", words, 1)
     place = [*LAYOUTS[layout][1], "batch.micro=8", "parallel.remat=every=2"]
     found = compared(alone, bench.run(f"{layout}-{model}", [*words, *place], 2))
     assert max(found.values()) <= 1e-10, found
