@@ -32,8 +32,8 @@ TINY = {
     "step.py": "--batch 2 --image-size 32 --steps 1 --windows 1 --warmup 1 --no-compile",
     "transformers.py": "--images 2 --image-size 32 --windows-of-tokens 1 --context 16 --steps 1 --windows 1 --warmup 1 "
     "--no-compile",
-    "bench": "model.shape.depth=2 model.shape.width=64 model.shape.heads=2 model.shape.context=16 model.classes=512 data.context=16 batch.global=4 "
-    "batch.micro=2 precision=fp32",
+    "bench": "model.shape.depth=2 model.shape.width=64 model.shape.heads=2 model.shape.context=16 "
+    "model.classes=512 data.context=16 batch.global=4 batch.micro=2 precision=fp32",
 }
 WINDOWS = "--steps 10 --windows 5"
 
