@@ -490,6 +490,25 @@ def other_data() -> None:
     build.identity = lambda *arguments: {**original(*arguments), "samples": 17}
 
 
+def opening_fails(signal: str | None = None) -> None:
+    """This rank cannot open the data, or gets a signal while it tries."""
+    from restrain.training import build
+
+    def fails(*arguments: Any, **named: Any) -> Any:
+        if signal is not None:
+            _send(signal)()
+        raise OSError("the file system of this node is gone")
+
+    build.open_data = fails
+
+
+def short_silence(seconds: float) -> None:
+    """The ranks are given up after fewer seconds without a sign of life."""
+    from restrain.parallel import startup
+
+    startup.BEAT, startup.SILENT = seconds / 10, seconds
+
+
 def other_restrain() -> None:
     """This rank has an older Restrain."""
     from restrain.parallel import startup

@@ -20,29 +20,42 @@ from restrain.parallel.world import World, rendezvous
 COLLECTIVE_TIMEOUT = timedelta(seconds=environment.COLLECTIVE_TIMEOUT)
 
 
+def backend_of(device: torch.device) -> str:
+    """The library of collectives for tensors of a device."""
+    return "nccl" if device.type == "cuda" else "gloo"
+
+
 def connect(world: World, device: torch.device, alone: bool = False, start: float = 45.0) -> Told:
     """Join the process group of a run; nothing for a single process, unless its layout needs one (``alone``).
 
     ``start``: seconds to wait for the others. Raises WorldError on rank 0, naming those that did not come.
     """
-    backend = "nccl" if device.type == "cuda" else "gloo"
     if world.size == 1:
         if alone and not dist.is_initialized():
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
+            dist.init_process_group(backend_of(device), store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
         return Told(world)
     if dist.is_initialized():
-        return Told(world, dist.distributed_c10d._get_default_store())
+        return Told(world, startup.own_part(dist.distributed_c10d._get_default_store()))
     rendezvous(world, os.environ)  # pyright: ignore[reportArgumentType]
     world.export(os.environ)  # pyright: ignore[reportArgumentType]
     seconds = startup.patience(start)
     store = startup.meet(world, os.environ, seconds)
     told = Told(world, store)
+    try:
+        return _joined(told, device, seconds)
+    except BaseException:
+        told.started()
+        raise
+
+
+def _joined(told: Told, device: torch.device, seconds: float) -> Told:
+    world, backend = told.world, backend_of(device)
     startup.roll_call(told, seconds)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     timeout = timedelta(seconds=seconds)
     try:
-        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
+        dist.init_process_group(backend, store=told.store, rank=world.rank, world_size=world.size, timeout=timeout)
     except RuntimeError as error:
         raise gone(str(error), told) from error
     dist.set_timeout(COLLECTIVE_TIMEOUT)
@@ -77,6 +90,7 @@ def explained(error: RuntimeError, told: Told) -> Exception:
         "remote process exited",
         "Timed out",
         "timed out waiting",
+        "timeout caused",
     )
     if told.world.size == 1 or not any(sign in said for sign in signs):
         return error

@@ -1,17 +1,20 @@
 """How the ranks of a run meet: a store that rank 0 holds, a roll call that names who is missing, and a comparison.
 
 A rank that dies before it has come says nothing, and what waits for it would wait for ten minutes. So the roll call has
-a patience of less than one, and rank 0 names the missing by rank and host.
+a patience of less than one, and rank 0 names the missing by rank and host. Until the first step each rank then shows
+that it lives, and one that fails says so, since the others wait for it without a collective that could break.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,8 +27,13 @@ from restrain.errors import RestrainError, UserError, WorldError
 from restrain.parallel.world import World, hosts
 
 HERE = "restrain/here"
+ALIVE = "restrain/alive"
+FAILED = "restrain/failed"
+BEAT = 5.0  # seconds between two signs of life during start-up
+SILENT = 60.0  # seconds without one after which a rank has gone; a large file that is parsed delays them
 MARGIN = 5.0  # seconds that rank 0's verdict may take to reach the others
 NAMED = 8  # of missing ranks
+_meetings = itertools.count()  # a process may train several runs, one after the other
 
 
 def patience(start: float, process: str = "/proc/self/stat", uptime: str = "/proc/uptime") -> float:
@@ -46,7 +54,7 @@ def meet(world: World, env: Mapping[str, str], seconds: float) -> Any:
     """
     host, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
     agent = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    prefix = f"{env.get('SLURM_JOB_ID', '')}.{env.get('SLURM_STEP_ID', '')}.{env.get('TORCHELASTIC_RESTART_COUNT', '')}"
+    job = [env.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "TORCHELASTIC_RESTART_COUNT")]
     if world.rank == 0 and not agent:
         try:
             # The listener of a store that has gone may be used again at once; one that is there may not.
@@ -55,9 +63,13 @@ def meet(world: World, env: Mapping[str, str], seconds: float) -> Any:
             raise _taken(error, world, host, port) from None
     else:
         store = _find(world, host, port, seconds)
-    return dist.PrefixStore(  # pyright: ignore[reportPrivateImportUsage]
-        f"restrain/{prefix}", store
-    )
+    return own_part(store, *job)
+
+
+def own_part(store: Any, *job: str) -> Any:
+    """The part of a store that is this run's, and no earlier one's of the same processes."""
+    prefix = ".".join([*job, str(next(_meetings))])
+    return dist.PrefixStore(f"restrain/{prefix}", store)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _store(host: str, port: int, size: int, master: bool, seconds: float) -> Any:
@@ -125,6 +137,62 @@ class Told:
 
     def __init__(self, world: World, store: Any = None):
         self.world, self.store, self.number, self.listening = world, store, 0, world.size - 1
+        self._started, self._living = (
+            threading.Event(),
+            threading.Thread(target=self._live, name="start-up", daemon=True),
+        )
+        if world.size > 1:
+            self._living.start()
+
+    def _live(self) -> None:
+        """Show that this rank lives, until its first step."""
+        with suppress(dist.DistError):
+            while not self._started.is_set():
+                self.store.add(f"{ALIVE}/{self.world.rank}", 1)
+                self._started.wait(BEAT)
+
+    def started(self) -> None:
+        """From here on a rank that goes away breaks a collective. Also before leaving: a thread that is in torch's C++
+        while the interpreter ends would abort the process."""
+        self._started.set()
+        if self._living.ident is not None:
+            self._living.join(MARGIN)
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the others that this rank leaves, and why: they may be waiting for it."""
+        if self.world.rank and not self._started.is_set() and not isinstance(error, SystemExit):
+            said = {"rank": self.world.rank, "host": socket.gethostname(), "said": " ".join(str(error).split())[:400]}
+            with suppress(dist.DistError):
+                self.store.set(FAILED, json.dumps(said))
+
+    def wait_for(self, name: str, rank: int = 0) -> bytes:
+        """What ``rank`` says under ``name``, however long it takes: indexing a large set may take hours.
+
+        Raises WorldError where that rank has gone, or one says that it failed; SystemExit on ranks that need not tell.
+        """
+        store, beats, heard, pause = self.store, -1, time.monotonic(), 0.005
+        try:
+            while not store.check([name]):  # not wait(), which writes a warning at each time-out
+                if store.check([FAILED]):
+                    self._failed(json.loads(store.get(FAILED)))
+                if (count := store.add(f"{ALIVE}/{rank}", 0)) != beats:
+                    beats, heard = count, time.monotonic()
+                elif time.monotonic() - heard > SILENT:
+                    raise WorldError(
+                        f"Rank {rank}{host_of(rank, self.world, store)} went away before the run began: it has given "
+                        f"no sign of life for {SILENT:.0f} s. Its own output says why, if it could. The same command "
+                        f"with the same --run begins again."
+                    )
+                time.sleep(pause)
+                pause = min(0.25, 1.5 * pause)
+            return store.get(name)
+        except dist.DistError:
+            raise WorldError("Rank 0 went away before the run began; its own message says why.") from None
+
+    def _failed(self, who: dict[str, Any]) -> None:
+        if self.world.rank:
+            raise SystemExit(1)
+        raise WorldError(f"Rank {who['rank']} on {who['host']} failed before the run began: {who['said']}")
 
     def first_rank(self, work: Callable[[], Any]) -> Any:
         """Run ``work`` on rank 0; all ranks return its JSON value. Its error ends all ranks, told by rank 0 alone."""
@@ -143,7 +211,7 @@ class Told:
             store.set(name, json.dumps({"value": value}))
             self._heard(name)
             return value
-        told = json.loads(wait_for(store, name))
+        told = json.loads(self.wait_for(name))
         store.add(f"{name}/heard", 1)
         if "failed" in told:
             raise SystemExit(told["failed"])
@@ -154,17 +222,6 @@ class Told:
         end = time.monotonic() + 2 * MARGIN
         while self.store.add(f"{name}/heard", 0) < self.listening and time.monotonic() < end:
             time.sleep(0.01)
-
-
-def wait_for(store: Any, name: str) -> bytes:
-    """What rank 0 says under ``name``, however long it takes. Raises WorldError where rank 0 has gone."""
-    while True:  # indexing a large set may take longer than any one time-out
-        try:
-            store.wait([name], timedelta(seconds=30))
-            return store.get(name)
-        except dist.DistError as error:
-            if "imeout" not in str(error):
-                raise WorldError("Rank 0 went away before the run began; its own message says why.") from None
 
 
 def roll_call(told: Told, seconds: float) -> None:
@@ -216,14 +273,14 @@ def agree(told: Told, name: str, facts: Mapping[str, str]) -> None:
     if world.rank == 0:
         store.set(key, json.dumps(dict(facts)))
     else:
-        first = json.loads(wait_for(store, key))
+        first = json.loads(told.wait_for(key))
         other = [one for one in {**first, **facts} if first.get(one) != facts.get(one)]
         found = [f"{one}={facts.get(one)}" for one in other], [f"{one}={first.get(one)}" for one in other]
         store.set(f"{key}/{world.rank}", json.dumps(found))
 
     def judge() -> None:
         for rank in range(1, world.size):
-            mine, first = json.loads(wait_for(store, f"{key}/{rank}"))
+            mine, first = json.loads(told.wait_for(f"{key}/{rank}", rank))
             if mine:
                 here, there = (host_of(one, world, store) for one in (0, rank))
                 raise UserError(

@@ -93,14 +93,20 @@ def fit(
         folder.join_attempt(opened.attempt)
         if world.size > 1:
             environment.record_into(folder.attempt_dir, around)
+        told.started()
         return _train(Attempt(recipe, folder, lease, world, device, where, data, opened, own, around), say)
     except RuntimeError as error:
         explained = distributed.explained(error, told)
         if explained is not error:
             with suppress(RuntimeError):  # before the attempt has a folder
                 distributed.write_collectives(folder.attempt_dir / f"collectives-{world.rank:04d}.json")
+        told.fail(explained)
         raise explained from error
+    except BaseException as error:
+        told.fail(error)
+        raise
     finally:
+        told.started()
         if lease is not None:
             lease.release()
         if sys.exc_info()[0] is None:  # with an error, leaving the group could wait for ranks that wait for this one

@@ -15,6 +15,11 @@ from restrain.parallel import distributed
 from restrain.parallel.world import World
 
 
+class _Environment(LightningEnvironment):
+    def teardown(self) -> None:
+        """Lightning's would remove WORLD_SIZE, which a second run of the process needs."""
+
+
 def make_trainer(world: World, device: torch.device) -> L.Trainer:
     """The Trainer of a run, with everything off that Restrain does itself."""
     one = [device.index] if device.type == "cuda" else 1
@@ -23,7 +28,7 @@ def make_trainer(world: World, device: torch.device) -> L.Trainer:
         devices=one if world.size == 1 else world.local_size,
         num_nodes=world.nodes,
         strategy="auto" if world.size == 1 else distributed.LaidOut(),
-        plugins=[LightningEnvironment()],
+        plugins=[_Environment()],
         max_epochs=1,
         logger=False,
         enable_checkpointing=False,

@@ -134,6 +134,31 @@ def test_a_rank_that_differs_is_refused(tmp_path: Path, fault: str, said: str) -
     assert not (tmp_path / "run").exists()
 
 
+def test_a_rank_that_fails_at_its_data_ends_all(tmp_path: Path) -> None:
+    """Without a launcher that would kill the others: they wait for it at no collective that could break."""
+    ended = worlds.start(
+        [*RUN, "batch.global=48", "--run", str(tmp_path / "run")],
+        3,
+        tmp_path / "logs",
+        {1: [("opening_fails", {})]},
+    ).wait(120)
+    assert ended.codes == [1, 1, 1]
+    assert f"Rank 1 on {HOST} failed before the run began: " in ended.said[0]
+    assert "the file system of this node is gone" in ended.said[0]
+
+
+def test_a_rank_that_is_killed_at_its_data_is_named(tmp_path: Path) -> None:
+    silence = ("short_silence", {"seconds": 5.0})
+    ended = worlds.start(
+        [*RUN, "batch.global=48", "--run", str(tmp_path / "run")],
+        3,
+        tmp_path / "logs",
+        {0: [silence], 1: [("opening_fails", {"signal": "SIGKILL"})], 2: [silence]},
+    ).wait(120)
+    assert ended.codes == [1, -9, 1]
+    assert f"Rank 1 on {HOST} went away before the run began: it has given no sign of life for 5 s" in ended.said[0]
+
+
 def test_the_roll_call_names_who_is_missing() -> None:
     store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
     told = Told(World(rank=0, size=4, local_size=2), store)
