@@ -502,6 +502,25 @@ def opening_fails(signal: str | None = None) -> None:
     build.open_data = fails
 
 
+def evaluation_fails(number: int) -> None:
+    """This rank has an error at the ``number``-th evaluation batch of the attempt."""
+    from restrain.training.classify import Classify
+
+    def fails() -> None:
+        raise OSError("this evaluation batch cannot be read")
+
+    _before(Classify, "sums", lambda count, *_: count == number, fails)
+
+
+def short_collectives(seconds: float) -> None:
+    """A collective is waited for so long."""
+    from datetime import timedelta
+
+    from restrain.parallel import distributed
+
+    distributed.COLLECTIVE_TIMEOUT = timedelta(seconds=seconds)
+
+
 def short_silence(seconds: float) -> None:
     """The ranks are given up after fewer seconds without a sign of life."""
     from restrain.parallel import startup

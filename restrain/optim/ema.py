@@ -58,7 +58,7 @@ class Ema:
                 torch._foreach_copy_(self._buffer_shadows, self._buffers)  # pyright: ignore
             return
         moved = torch._foreach_sub(self._parameters, self._shadows)  # pyright: ignore
-        torch._foreach_mul_(moved, ok.to(moved[0].dtype) * weight)  # pyright: ignore
+        torch._foreach_mul_(moved, ok.to(moved[0]) * weight)  # pyright: ignore
         torch._foreach_add_(self._shadows, moved)  # pyright: ignore
         for shadow, buffer in zip(self._buffer_shadows, self._buffers, strict=True):
             shadow.copy_(torch.where(ok, buffer, shadow))
@@ -68,13 +68,19 @@ class Ema:
         return dict(zip(self._names, [*self._shadows, *self._buffer_shadows], strict=True))
 
     @contextmanager
-    def swap(self, model: nn.Module) -> Iterator[None]:
-        """Inside, ``model`` computes with the averaged weights. Contents change places, so addresses stay."""
+    def swap(self, model: nn.Module, agreed: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+        """Inside, ``model`` computes with the averaged weights. Contents change places, so addresses stay.
+
+        ``agreed``: what all ranks raise together. After any other error the weights stay as they are: putting them back
+        may need the other ranks, which wait for this one elsewhere and would never learn of its error.
+        """
         self._exchange(model)
         try:
             yield
-        finally:
+        except agreed:
             self._exchange(model)
+            raise
+        self._exchange(model)
 
     @torch.no_grad()
     def _exchange(self, model: nn.Module) -> None:

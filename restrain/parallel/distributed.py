@@ -7,6 +7,7 @@ from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
+import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
@@ -129,10 +130,11 @@ class LaidOut(DDPStrategy):
     """Several ranks, on which the run's module has laid out its network itself: Lightning's own wrapping, of DDP and of
     FSDP2 alike, takes one Lightning batch for one micro-batch, while ours is a whole optimizer step of several."""
 
-    def model_to_device(self) -> None:
-        """It is there; moving parameters that are cut over ranks would make others of them."""
-
-    def configure_ddp(self) -> None:
+    def setup(self, trainer: L.Trainer) -> None:
+        """Nothing is moved: the network is where it computes, and its optimizer may be in the host's memory."""
+        assert self.accelerator is not None
+        self.accelerator.setup(trainer)
         module = self.lightning_module
         assert module is not None
         module.share_gradients()  # pyright: ignore[reportCallIssue]
+        self.setup_optimizers(trainer)

@@ -14,12 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from restrain.models import residual_blocks
 from restrain.models.init import fill_box, fills
 from restrain.parallel import tensor as tensors
+from restrain.parallel.distributed import COLLECTIVE_TIMEOUT
 from restrain.parallel.engine import Engine, without_weights
 from restrain.parallel.held import Held, local, whole
 from restrain.parallel.layout import SHARDED, Layout
@@ -31,7 +32,6 @@ class Sharded(Engine):
     model: on the meta device, or whole on this rank's device (a network that is not ours fills itself).
     reduce: dtype in which gradients are added up; None: that of the parameters.
     reshard: let a block go after its forward pass and gather it again for its backward pass.
-    offload: keep shards in the host's memory.
     per_tensor: the optimizer takes norms of whole tensors, and is given them as DTensors.
     """
 
@@ -47,29 +47,27 @@ class Sharded(Engine):
         *,
         reduce: torch.dtype | None = None,
         reshard: bool = True,
-        offload: bool = False,
         per_tensor: bool = False,
     ):
         super().__init__(model, layout, rank)
         self._whole = without_weights(model)
         self.per_tensor = per_tensor
+        self._copies: Tensor | None = None  # of each gradient: how many ranks hold the same part
         self.groups = make_groups(layout, rank, device)
         self.partition = cut_model(model, layout, rank, self.groups.tensor)
         self.loose = {name for name, _ in model.named_parameters() if self.partition.is_loose(name)}
         self.partial = {name for name, _ in tensors.partial(model)} if layout.tensor > 1 else set()
         if layout.strategy in SHARDED:
-            self._shard(reduce, reshard, offload)
+            self._shard(reduce, reshard)
         self._take_leaves()
 
-    def _shard(self, reduce: torch.dtype | None, reshard: bool, offload: bool) -> None:
+    def _shard(self, reduce: torch.dtype | None, reshard: bool) -> None:
         ignored: set[nn.Parameter] = {p for name, p in self.model.named_parameters() if name in self.loose}
         options: dict[str, Any] = {
             "mesh": self.groups.mesh,
             "mp_policy": MixedPrecisionPolicy(reduce_dtype=reduce),
             "ignored_params": ignored or None,
         }
-        if offload:
-            options["offload_policy"] = CPUOffloadPolicy()
         for _, block in residual_blocks(self.model):
             fully_shard(block, reshard_after_forward=reshard, **options)
             block.gathered_to_skip = block.skip_has_parameters()
@@ -168,8 +166,10 @@ class Sharded(Engine):
     def square(self, gradients: list[Tensor]) -> Tensor | None:
         names = [name for name, leaf in self._leaves.items() if leaf.requires_grad]
         squares = torch.stack(torch._foreach_norm(gradients)).double().square()  # pyright: ignore[reportPrivateImportUsage]
-        copies = [self.held(name, grad).copies for name, grad in zip(names, gradients, strict=True)]
-        return (squares / torch.tensor(copies, dtype=torch.float64, device=squares.device)).sum()
+        if self._copies is None:  # once: bringing numbers to a device is a wait for it
+            copies = [self.held(name, grad).copies for name, grad in zip(names, gradients, strict=True)]
+            self._copies = torch.tensor(copies, dtype=torch.float64, device=squares.device)
+        return (squares / self._copies).sum()
 
 
 class Groups:
@@ -189,6 +189,8 @@ def make_groups(layout: Layout, rank: int, device: torch.device) -> Groups:
     cut = "shard" if layout.strategy in SHARDED else "replicate"
     names = tuple(name for name, size in sizes.items() if size > 1 or name == cut)
     made = init_device_mesh(device.type, tuple(sizes[name] for name in names), mesh_dim_names=names)
+    for name in names:  # else gloo's groups of a mesh wait for half an hour
+        dist.set_timeout(COLLECTIVE_TIMEOUT, made.get_group(name))
     of_data = tuple(name for name in names if name != "tensor")
     mesh = made if names == of_data else made[of_data]
     if layout.tensor == 1:
@@ -199,7 +201,7 @@ def make_groups(layout: Layout, rank: int, device: torch.device) -> Groups:
     data = None
     for first in range(layout.tensor):
         ranks = layout.data_group(first)
-        group = dist.new_group(ranks)
+        group = dist.new_group(ranks, timeout=COLLECTIVE_TIMEOUT)
         if rank in ranks:
             data = group
     return Groups(mesh, tensor, data)

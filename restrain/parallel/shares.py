@@ -54,13 +54,11 @@ class Share:
         """Those that are where the rank computes, ``offloaded`` with ``parallel.offload=cpu``."""
         if not offloaded:
             return self.total
-        return self.weights if layout.strategy in ZERO else 0
+        return self.weights
 
     def hosted(self, layout: Layout) -> int:
         """Those that are in the host's memory with ``parallel.offload=cpu``. DeepSpeed's stages 1 and 2 have the
         updated weights there once more, on their way to the device."""
-        if layout.strategy not in ZERO:
-            return self.total
         again = self.master if layout.strategy != "zero3" else 0
         return self.master + self.gradients + self.optimizer + self.average + again
 

@@ -44,7 +44,7 @@ class Parallel(Section):
     )
     offload: Literal["none", "cpu"] = Field(
         default="none",
-        description="Where fsdp and hsdp keep what a process holds between its uses, and ZeRO the optimizer, on a GPU.",
+        description="Where ZeRO keeps the optimizer, on a GPU: there, or in the host's memory.",
     )
     deepspeed: Annotated[dict[str, str], AfterValidator(FrozenDict)] = Field(
         default={},

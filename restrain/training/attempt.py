@@ -36,7 +36,7 @@ from restrain.run.mirrors import Mirror, TensorBoardMirror, WandbMirror, new_run
 from restrain.run.mirrors.wandb import wandb_options
 from restrain.training import build
 from restrain.training.border import Border
-from restrain.training.evaluate import evaluate
+from restrain.training.evaluate import Interrupted, evaluate
 from restrain.training.inputs import like_inputs
 from restrain.training.opening import Opening
 from restrain.training.own import Own
@@ -230,7 +230,7 @@ class Attempt:
                     mistakes.add(logits, *rows)
                 bad.extend(batch.bad)
 
-            with state.ema.swap(task.model) if state.ema is not None else nullcontext():
+            with state.ema.swap(task.model, Interrupted) if state.ema is not None else nullcontext():
                 found = evaluate(
                     task,
                     loader,

@@ -70,5 +70,5 @@ def choose(parallel: Any, world: World, need: Need | None) -> Choice:
     part = held // layout.shard
     told = f"{chosen}: {takes}, {rest}; {who} share it, {size(part)} each, and gather {size(gathered)} at a time"
     if part + gathered > most:
-        told += f", which is still more than {size(most)}: take more processes, parallel.tensor or parallel.offload"
+        told += f", which is still more than {size(most)}: take more processes, or parallel.tensor"
     return Choice(layout, told)

@@ -17,7 +17,7 @@ from restrain.insight.cost import saved_bytes
 from restrain.insight.units import size
 from restrain.optim.optimizers import build_optimizer
 from restrain.parallel import blocks
-from restrain.parallel.layout import SHARDED, ZERO, Layout
+from restrain.parallel.layout import ZERO, Layout
 from restrain.parallel.shares import Share, Slots, share_of
 from restrain.parallel.world import World
 from restrain.recipe import Recipe
@@ -78,7 +78,7 @@ def needed(recipe: Recipe, model: nn.Module, memory: int) -> Need:
 
 def offloads(recipe: Recipe, layout: Layout) -> bool:
     """Whether a run keeps what its processes hold, or a part of it, in the host's memory."""
-    return recipe.parallel.offload == "cpu" and layout.strategy in (*SHARDED, *ZERO)
+    return recipe.parallel.offload == "cpu" and layout.strategy in ZERO
 
 
 def check_offload(share: Share, layout: Layout, processes: int, free: int) -> int:

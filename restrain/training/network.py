@@ -79,7 +79,6 @@ def build_engine(
         device,
         reduce={None: None, "fp32": torch.float32, "bf16": torch.bfloat16}[parallel.reduce],
         reshard=parallel.reshard,
-        offload=parallel.offload == "cpu",
         per_tensor=recipe.optimizer.name in PER_TENSOR,
     )
     if not foreign:

@@ -11,7 +11,7 @@ from restrain.data.order import check_micro
 from restrain.errors import UserError
 from restrain.optim.optimizers import PER_TENSOR
 from restrain.parallel import zero_keys
-from restrain.parallel.layout import SHARDED, ZERO, Layout
+from restrain.parallel.layout import ZERO, Layout
 from restrain.parallel.world import World, cores_of
 from restrain.recipe import Recipe
 from restrain.training import spans
@@ -114,11 +114,11 @@ def check_layout(recipe: Recipe, layout: Layout, device: torch.device) -> None:
             from restrain.parallel import zero
 
             zero.validate(zero_keys.engine_keys(parallel.deepspeed), int(layout.strategy[-1]), device)
-    if parallel.offload == "cpu" and (device.type != "cuda" or layout.strategy not in (*SHARDED, *ZERO)):
+    if parallel.offload == "cpu" and (device.type != "cuda" or layout.strategy not in ZERO):
         raise UserError(
-            f"parallel.offload=cpu keeps what a process holds in the host's memory while a GPU computes: it needs a "
-            f"GPU and parallel.strategy fsdp, hsdp or zero1 to zero3, and this is {layout.strategy} on {device.type}. "
-            f"Set parallel.offload=none."
+            f"parallel.offload=cpu keeps the optimizer in the host's memory while a GPU computes: it needs a GPU and "
+            f"parallel.strategy zero1 to zero3, and this is {layout.strategy} on {device.type}. Set "
+            f"parallel.offload=none."
         )
     if parallel.compile == "step" and layout.is_sharded:
         raise UserError(

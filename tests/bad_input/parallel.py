@@ -122,7 +122,7 @@ PARALLEL = [
     ),
     Case(
         "Offloading where there is no GPU",
-        "parallel.offload=cpu keeps what a process holds in the host's memory while a GPU computes: it needs a GPU and parallel.strategy fsdp, hsdp or zero1 to zero3, and this is fsdp on cpu. Set parallel.offload=none.",
+        "parallel.offload=cpu keeps the optimizer in the host's memory while a GPU computes: it needs a GPU and parallel.strategy zero1 to zero3, and this is fsdp on cpu. Set parallel.offload=none.",
         2,
         "Leave it out.",
         _check("parallel.devices=2", "parallel.strategy=fsdp", "parallel.offload=cpu"),

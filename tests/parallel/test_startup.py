@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -157,6 +158,32 @@ def test_a_rank_that_is_killed_at_its_data_is_named(tmp_path: Path) -> None:
     ).wait(120)
     assert ended.codes == [1, -9, 1]
     assert f"Rank 1 on {HOST} went away before the run began: it has given no sign of life for 5 s" in ended.said[0]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero1"])
+def test_an_error_of_one_rank_in_evaluation_is_its_own(tmp_path: Path, strategy: str) -> None:
+    """With an average of the weights, which zero1 puts back by collectives of all ranks."""
+    words = [f"parallel.strategy={strategy}", "ema={decay: 0.9}", "precision=fp32"]
+    ended = worlds.train(tmp_path / "run", [*RUN[2:], *words], 2, {1: [("evaluation_fails", {"number": 2})]})
+    assert ended.codes == [1, 1]
+    assert "this evaluation batch cannot be read" in ended.said[1]
+    assert "Rank 0 lost the connection to another rank" in ended.said[0]
+    assert "Rank 1 on" in ended.said[0]
+
+
+def test_a_collective_that_times_out_names_the_rank_that_is_late(tmp_path: Path) -> None:
+    soon = ("short_collectives", {"seconds": 6.0})
+    argv = [*RUN, "length=40st", "--run", str(tmp_path / "run")]
+    faults = {0: [soon], 1: [soon, ("at_step", {"step": 4, "signal": "SIGSTOP"})]}
+    started = worlds.start(argv, 2, tmp_path / "logs", faults)
+    try:
+        started.processes[0].join(90)
+        said = started.logs[0].read_text()
+    finally:
+        started.signal(signal.SIGKILL, 1)
+    assert started.wait().codes == [1, -9]
+    assert f"Rank 1 on {HOST} (of 2) does not answer any more" in said
+    assert "Rank 0 lost the connection" in said
 
 
 def test_the_roll_call_names_who_is_missing() -> None:
