@@ -521,6 +521,13 @@ def short_collectives(seconds: float) -> None:
     distributed.COLLECTIVE_TIMEOUT = timedelta(seconds=seconds)
 
 
+def trained_before(run: str) -> None:
+    """This process has trained another run, under the same launcher."""
+    from restrain.cli.main import run as command
+
+    assert command(["train", "digits_resnet20", "length=1st", "seed=7", "evaluate.every=1st", "--run", run]) == 0
+
+
 def short_silence(seconds: float) -> None:
     """The ranks are given up after fewer seconds without a sign of life."""
     from restrain.parallel import startup

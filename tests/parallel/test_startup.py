@@ -186,6 +186,14 @@ def test_a_collective_that_times_out_names_the_rank_that_is_late(tmp_path: Path)
     assert "Rank 0 lost the connection" in said
 
 
+def test_a_second_run_of_the_same_processes(tmp_path: Path) -> None:
+    """What the first one said in its store is not taken for the second one's."""
+    before = {rank: [("trained_before", {"run": str(tmp_path / "first")})] for rank in range(2)}
+    ended = started(tmp_path, slurm(tmp_path, 2, free_port()), before)
+    assert ended.codes == [0, 0], ended.text
+    assert worlds.journal(tmp_path / "run")[-1]["step"] == 2
+
+
 def test_the_roll_call_names_who_is_missing() -> None:
     store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
     told = Told(World(rank=0, size=4, local_size=2), store)
