@@ -66,4 +66,11 @@ ZERO = [
         "Correct it.",
         _digits("zero2", "parallel.deepspeed.reduce_bucket_size=-5"),
     ),
+    Case(
+        "A key of another stage of ZeRO",
+        "parallel.deepspeed.stage3_prefetch_bucket_size is of DeepSpeed's stage 3, and parallel.strategy is zero1. Leave it out, or set parallel.strategy=zero3.",
+        2,
+        "Leave it out.",
+        _digits("zero1", "parallel.deepspeed.stage3_prefetch_bucket_size=7"),
+    ),
 ]

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from restrain.errors import WorldError
+from restrain.errors import UserError, WorldError
 from restrain.parallel import launch
 from restrain.parallel.world import World, from_environment, rendezvous
+from restrain.recipe import load
+from restrain.training.starting import processes
 from tests import worlds
 
 SETTINGS = ["length=12ep", "checkpoint.every=5st", "evaluate.every=22st"]
@@ -195,6 +197,14 @@ def test_variables_of_a_launcher_that_cannot_be(env: dict[str, str], name: str, 
     from_environment(env)
     with pytest.raises(WorldError, match=rf"did not set {name} to a number .* \(it is '{value}'\)"):
         from_environment({**env, name: value})
+
+
+@pytest.mark.parametrize(("launcher", "option"), [("torchrun", "--nproc-per-node=4"), ("slurm", "--ntasks-per-node=4")])
+def test_a_launcher_that_has_started_another_number_than_the_recipe_names(launcher: str, option: str) -> None:
+    here = World(size=4, local_size=2, launcher=launcher)
+    assert processes(load("digits_resnet20", ["parallel.devices=2"]).recipe, here) == 4
+    with pytest.raises(UserError, match=rf"devices=4, but .* has started 2 process\(es\) on this node.*\({option}\)"):
+        processes(load("digits_resnet20", ["parallel.devices=4"]).recipe, here)
 
 
 def test_tasks_that_srun_has_laid_unevenly() -> None:
