@@ -63,16 +63,11 @@ def start(
         code = launch.supervise(command if run else [*command, "--run", str(folder)], size)
         return Started(folder, here, code, None)
 
-    at = None
-    if fork is not None:
-        from restrain.training.forks import fork_of
-
-        at = fork_of(fork, folder)
     here = replace(here, cores=cores_of(here))
     around = environment.prepare(here, resolved.site, here.cores)
     from restrain.training.fit import fit
 
-    result = fit(resolved, folder, here, allow=allow, fork=at, own=own, around=around)
+    result = fit(resolved, folder, here, allow=allow, fork=fork, own=own, around=around)
     return Started(folder, here, result.exit_code, result)
 
 
