@@ -73,4 +73,11 @@ ZERO = [
         "Leave it out.",
         _digits("zero1", "parallel.deepspeed.stage3_prefetch_bucket_size=7"),
     ),
+    Case(
+        "A value where keys of DeepSpeed's belong",
+        "command line: parallel.deepspeed: '7' is not lines of its own, KEY: VALUE.",
+        2,
+        "Name the key: parallel.deepspeed.overlap_comm=true, say.",
+        _digits("zero2", "parallel.deepspeed=7"),
+    ),
 ]
