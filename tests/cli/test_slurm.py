@@ -167,7 +167,7 @@ def test_a_job_without_restrain_says_so(tmp_path: Path) -> None:
 
 
 def test_a_script_into_a_file(said: Said, tmp_path: Path) -> None:
-    file = tmp_path / "jobs" / "one.sh"
+    file = tmp_path / "one.sh"
     assert said("digits_resnet20", "--gpus-per-node", "1", "-o", str(file))[:2] == (0, "")
     assert os.access(file, os.X_OK)
     assert said("digits_resnet20", "--gpus-per-node", "1", "-o", str(file))[0] == 0  # the same again
