@@ -44,7 +44,7 @@ def settle(recipe: Recipe, world: World, device: torch.device) -> tuple[dict[str
     need = network.need_of(recipe, device, world)
     where = placement.place(recipe, world, device, pixels_of(recipe), trains=True, need=need)
     placement.check_layout(recipe, where.layout(world), device)
-    network.check_model(recipe, None, where.tensor)
+    network.check_model(recipe, None, where.tensor, device)
     return found, where.as_dict()
 
 

@@ -46,12 +46,13 @@ def data(
     as the recipe has.
     """
     from restrain.bench import feeding, peers
-    from restrain.cli.named import resolve
+    from restrain.cli.named import check_out, resolve
     from restrain.data.progress import console_reporter
     from restrain.errors import UserError
     from restrain.training import build
     from restrain.training.inputs import refuse_text
 
+    check_out(out, "--json")
     resolved, _ = resolve(name, overrides or [])
     recipe = resolved.recipe
     wanted, absent = peers.choose(vs.split(",")) if vs else ([], [])

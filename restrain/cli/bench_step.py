@@ -34,13 +34,15 @@ def step(
     The step is the run's own; its rows have the shape of the data, are made once and stay on the device, so that no
     loader limits it. With --sweep each layout in turn, in a world of its own, the fastest first.
     """
-    from restrain.cli.named import resolve
+    from restrain.cli.named import check_out, resolve
     from restrain.parallel.world import from_environment
 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own log is for those who work on it
     resolved, _ = resolve(name, overrides or [])
     recipe, here = resolved.recipe, from_environment()
+    if here.rank == 0:  # who writes it
+        check_out(out, "--json")
     if sweep:
         effort = ["--warm-up", str(warm_up), *(["--steps", str(steps)] if steps else ["--seconds", str(seconds)])]
         return _sweep(resolved, name, overrides or [], here, effort, limit, out)

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Look into checkpoints.", no_args_is_help=True)
 
-Where = Annotated[Path, typer.Argument(metavar="RUN|STEP", help="A run folder (its newest), or a checkpoint's folder.")]
+Where = Annotated[
+    Path, typer.Argument(metavar="RUN[@STEP]|DIR", help="A run folder (its newest), or a checkpoint's folder.")
+]
 MOST = 12  # lines of a listing that is not asked for whole
 
 
@@ -40,7 +42,7 @@ def inspect(
             kind = name.rpartition("|")[2]
             kinds[kind] += 1
             amounts[kind] += math.prod(reader.shape(name)) * reader.dtype(name).itemsize
-        made = ", ".join(f"{key} {value}" for key, value in reader.placement.items())
+        made = ", ".join(f"{key} {value}" for key, value in reader.placement.items() if value != "")
         scalars = reader.scalars
         told = [f"step {reader.step}, attempt {reader.manifest['attempt']}, by {reader.world} process(es): {made}"]
         told += [f"{len(scalars['interventions'])} intervention(s)"] if scalars.get("interventions") else []
@@ -49,11 +51,21 @@ def inspect(
         rows = [
             f"{n}: {list(reader.shape(n))} {reader.manifest['tensors'][n]['dtype']}, {_cut(reader, n)}" for n in listed
         ]
-        sizes = [f"{name}: {size(facts['size'])}" for name, facts in sorted(files.items())]
+        lacking = {name: _lack(reader.path / name, facts["size"]) for name, facts in files.items()}
+        # What is not as it should be is never among those that are cut off.
+        sizes = [f"{n}: {size(files[n]['size'])}{lacking[n]}" for n in sorted(files, key=lambda n: (not lacking[n], n))]
         more = len(sizes) - MOST
         if more > 0 and not every:
             sizes = [*sizes[:MOST], f"and {more} more (--all)"]
         show_facts(str(reader.path), [("made", told), ("tensors", [*held, *rows]), ("files", sizes)])
+
+
+def _lack(path: Path, wanted: int) -> str:
+    """What is wrong with a file as far as its size tells; empty for nothing."""
+    if not path.is_file():
+        return ", missing"
+    there = path.stat().st_size
+    return "" if there == wanted else f", damaged: {there:,} bytes of {wanted:,}"
 
 
 def _cut(reader: Reader, name: str) -> str:
@@ -144,13 +156,16 @@ def _all(where: Path) -> list[Path]:
     from restrain.errors import UserError
     from restrain.run.manifest import MANIFEST, saved
 
-    if (where / MANIFEST).exists():
-        return [where]
+    run, at, step = str(where).rpartition("@")
+    named = Path(run) / "checkpoints" / f"step-{step}"
+    for one in (where, *([named] if at else [])):
+        if (one / MANIFEST).exists():
+            return [one]
     folder = where / "checkpoints" if (where / "checkpoints").is_dir() else where
     found = [path for _, path in saved(folder)][::-1]
     if not found:
         raise UserError(
-            f"{where} is neither a run folder with checkpoints nor a checkpoint. Name runs/.../checkpoints/step-N, or "
-            f"its run."
+            f"{where} is neither a run folder with checkpoints nor a checkpoint. Name runs/.../checkpoints/step-N, its "
+            f"run, or RUN@N."
         )
     return found

@@ -41,6 +41,7 @@ from restrain.cli.sync import sync
 from restrain.cli.train import resume, train
 from restrain.cli.why import why
 from restrain.errors import RestrainError, UserError, nearest, printable
+from restrain.leaving import leave
 
 INTERRUPTED = 130
 STOPPED = "stopped by Ctrl-C before the command was done"
@@ -126,9 +127,7 @@ app.add_typer(checkpoint, name="checkpoint")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code; never a traceback unless ``RESTRAIN_DEBUG=1``."""
-    code = run(sys.argv[1:] if argv is None else argv)
-    mirrors = sys.modules.get("restrain.run.mirrors.base")  # imported by a run alone
-    (mirrors.leave if mirrors is not None else sys.exit)(code)
+    leave(run(sys.argv[1:] if argv is None else argv))
 
 
 def run(argv: Sequence[str]) -> int:

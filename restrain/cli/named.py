@@ -1,4 +1,4 @@
-"""What a person names on the command line: a shipped recipe, a file, or the folder of a run."""
+"""What a person names on the command line: a shipped recipe, a file, the folder of a run, or where to write."""
 
 from __future__ import annotations
 
@@ -31,3 +31,11 @@ def resolve(name: str, overrides: Sequence[str] = ()) -> tuple[Resolved, dict[st
         )
     text = lockfile.read(run.lock_file)
     return load(str(run.lock_file), overrides), {**run.read_info(), "lock": lockfile.identity(text)}
+
+
+def check_out(path: Path | None, option: str) -> None:
+    """Raises UserError where no file can be written at ``path``, before the work whose result goes there."""
+    from restrain.errors import UserError
+
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise UserError(f"{option} {path}: name a file in a folder that exists.")

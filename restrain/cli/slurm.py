@@ -58,11 +58,14 @@ def slurm(
 
     Account, partition, modules and what nodes are like come from the site file.
     """
-    from restrain.parallel.slurm import Asked, script
+    from restrain.cli.named import check_out
+    from restrain.parallel.slurm import Asked, check_sbatch, script
     from restrain.recipe.site import find_site, read_site
 
+    check_out(out, "-o")
     _check_options(time, sbatch or [])
     site, _ = read_site(file := find_site(None))
+    check_sbatch(site.slurm.sbatch, "slurm.sbatch of the site file: ")
     place = _Place(site, str(file.absolute()) if file is not None and os.environ.get("RESTRAIN_SITE") else None)
     asked = Asked(nodes, gpus, time, tuple(sbatch or ()))
     _check_words(recipe, overrides or [], run, array, at_once)
@@ -82,6 +85,7 @@ def slurm(
 
 def _check_options(time: str | None, options: Sequence[str]) -> None:
     from restrain.errors import UserError
+    from restrain.parallel.slurm import check_sbatch
     from restrain.recipe.site import time_limit
 
     try:
@@ -91,6 +95,7 @@ def _check_options(time: str | None, options: Sequence[str]) -> None:
     for option in options:
         if not option.startswith("-") or not option.isprintable():
             raise UserError(f"--sbatch={option}: options of sbatch begin with a dash. Write --sbatch=--qos=long, say.")
+    check_sbatch(options, "--sbatch=")
 
 
 def _check_words(
@@ -189,9 +194,8 @@ def _write(path: Path, text: str) -> None:
     from restrain.errors import UserError
     from restrain.run.files import write_atomic
 
-    if path.is_dir() or (path.exists() and path.read_text(errors="replace") != text):
+    if path.exists() and path.read_text(errors="replace") != text:
         raise UserError(f"{path} is there already and is another one. Name another file with -o, or remove it.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, text)
     path.chmod(path.stat().st_mode | 0o100)
 

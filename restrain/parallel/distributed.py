@@ -121,8 +121,8 @@ def gone(said: str, told: Told) -> WorldError:
     missing = f"{who} does not answer any more. " if who else ""
     return WorldError(
         f"Rank {told.world.rank} lost the connection to another rank, whose own message says why it left. {missing}The "
-        f"same command with the same --run goes on from the last checkpoint. (The library said: "
-        f"{said.splitlines()[0][:200]})"
+        f"same command with the same --run goes on from the last checkpoint, or begins again where there is none. (The "
+        f"library said: {said.splitlines()[0][:200]})"
     )
 
 

@@ -60,6 +60,8 @@ def prepare(
     """
     kept = {name: env[name] for name in sorted(env) if name.startswith(TOLD) or name in ALSO_TOLD}
     found = Surroundings(kept=kept)
+    if world.launcher == "restrain":  # which has set them for its ranks
+        found.set |= {name: kept.pop(name) for name in ("MASTER_ADDR", "MASTER_PORT") if name in kept}
     if world.size == 1:
         return found
     wanted = {

@@ -94,7 +94,8 @@ def _wait(ranks: list[subprocess.Popen]) -> int:
         if code is not None and code < 0:
             raise WorldError(
                 f"Rank {first} was killed by {signal.Signals(-code).name}. The others were stopped. "
-                f"The same command with the same --run goes on from the last checkpoint."
+                f"The same command with the same --run goes on from the last checkpoint, or begins again where there "
+                f"is none."
             )
         return code if code in (1, 2) else 1
     return next((code for code in (75, 130, TRIPPED) if code in codes), 0)

@@ -114,13 +114,14 @@ def _check_keys(parallel: Any, strategy: str) -> None:
             f"parallel.deepspeed goes to DeepSpeed's engine, and parallel.strategy is {written}. Set zero1, zero2 or "
             f"zero3, or leave parallel.deepspeed out."
         )
-    if written == "ddp" and parallel.reduce is not None:
+    if written in ("single", "ddp") and parallel.reduce is not None:
+        adds = "has none to add up" if written == "single" else "adds them as they are"
         raise UserError(
             f"parallel.reduce={parallel.reduce} is the format in which fsdp, hsdp and ZeRO add up gradients, and "
-            f"parallel.strategy is ddp, which adds them as they are. Leave parallel.reduce out, or set one of these "
+            f"parallel.strategy is {written}, which {adds}. Leave parallel.reduce out, or set one of these "
             f"strategies."
         )
-    if written in ("ddp", "zero1", "zero2") and not parallel.reshard:
+    if written in ("single", "ddp", "zero1", "zero2") and not parallel.reshard:
         raise UserError(
             f"parallel.reshard=false keeps what fsdp, hsdp and zero3 gather, and parallel.strategy is {written}, which "
             f"gathers nothing. Leave parallel.reshard out, or set one of these strategies."

@@ -48,10 +48,11 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
-def check_float8(device: torch.device, model: nn.Module, tensor: int) -> None:
-    """Raises UserError where ``precision=fp8`` cannot be; ``model`` may be on the meta device."""
-    here = "a CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    if device.type == "cpu" or torch.cuda.get_device_capability(device) < FLOAT8_SINCE:
+def check_float8(device: torch.device | None, model: nn.Module, tensor: int) -> None:
+    """Raises UserError where ``precision=fp8`` cannot be. ``device``: None for one of another machine; ``model`` may be
+    on the meta device."""
+    if device is not None and (device.type == "cpu" or torch.cuda.get_device_capability(device) < FLOAT8_SINCE):
+        here = "a CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
         raise UserError(
             f"precision=fp8 needs a GPU that multiplies float8, from compute capability 8.9 on (L4, L40S, RTX 4090, "
             f"H100 and later), and this is {here}. Take bf16, or auto."

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from restrain.errors import UserError
-from restrain.recipe.site import Site
+from restrain.recipe.site import Site, seconds_of
 
 GPUS, CPUS, TIME, NOTICE = 8, 12, "24:00:00", 120
 """Where neither the command nor the site file says: GPUs of a node, processors for each, time limit, seconds before it
@@ -26,6 +26,17 @@ class Shipped:
     nodes: int = 1
     time: str = TIME
 
+
+_NODES, _GPUS = "--nodes N or parallel.nodes", "--gpus-per-node N or parallel.devices"
+OURS = {
+    **dict.fromkeys(("-N", "--nodes"), _NODES),
+    **dict.fromkeys(("-n", "--ntasks", "--ntasks-per-node", "--ntasks-per-gpu", "--ntasks-per-socket"), _GPUS),
+    **dict.fromkeys(("-G", "--gpus", "--gpus-per-node", "--gpus-per-task", "--gpus-per-socket"), _GPUS),
+    **dict.fromkeys(("-t", "--time"), "--time HH:MM:SS, or slurm.time of the site file"),
+    "--signal": "slurm.notice of the site file",
+    **dict.fromkeys(("-a", "--array"), "--array DIR, the folder of a sweep"),
+}
+"""Options of sbatch that would undo what was checked, and what to say instead."""
 
 SHIPPED = {
     "imagenet_resnet50": Shipped(time="12:00:00"),
@@ -206,8 +217,37 @@ class Asked:
         nodes = parallel.nodes if parallel.nodes != "auto" else own.nodes
         tasks = parallel.devices if parallel.devices != "auto" else site.slurm.gpus or GPUS
         time = self.time or site.slurm.time or own.time
+        check_notice(time, site.slurm.notice or NOTICE)
         gpus = parallel.accelerator != "cpu"
         return Resources(self.nodes or nodes, self.tasks or tasks, time, gpus, self.sbatch, site_file)
+
+
+def check_sbatch(options: Sequence[str], where: str) -> None:
+    """Raises UserError for an option that is ours, also where it stands behind another one or is cut short, as sbatch
+    allows."""
+    for option in options:
+        try:
+            words = shlex.split(option)
+        except ValueError:  # sbatch's own matter
+            words = option.split()
+        for word in words:
+            name = word.partition("=")[0] if word.startswith("--") else word[:2]
+            found = next((known for known in OURS if name == known or (len(name) > 3 and known.startswith(name))), None)
+            if word.startswith("-") and found is not None:
+                raise UserError(
+                    f"{where}{option} goes past what was checked: the nodes, processes and time of a job are "
+                    f"Restrain's to write. Take {OURS[found]}."
+                )
+
+
+def check_notice(time: str, notice: int) -> None:
+    """Raises UserError for a limit at whose start the job would be told to leave; Slurm counts whole minutes, and 0 is
+    none."""
+    if 0 < (limit := -(-seconds_of(time) // 60) * 60) <= notice:
+        raise UserError(
+            f"A time limit of {time} is {limit} s, and a job is told to save and leave {notice} s before it "
+            f"(slurm.notice of the site file), which is as soon as it starts. Give it a longer --time."
+        )
 
 
 def submitted(said: str) -> str:

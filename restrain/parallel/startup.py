@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from restrain import __version__
 from restrain.errors import RestrainError, UserError, WorldError
+from restrain.leaving import given_up
 from restrain.parallel.world import World, hosts
 
 HERE = "restrain/here"
@@ -124,6 +125,7 @@ def _find(world: World, host: str, port: int, seconds: float) -> Any:
     thread.start()
     thread.join(max(1.0, end - time.monotonic()) + 1.0)
     if not found or isinstance(found[0], Exception):
+        given_up.append(thread)
         raise WorldError(
             f"What rank {world.rank} on {socket.gethostname()} found at {host}:{port} (MASTER_PORT) is not rank 0 of "
             f"this run: another program has that port, or rank 0 has just left. Set MASTER_PORT to a free one, or "

@@ -41,42 +41,54 @@ class World:
 def from_environment(env: Mapping[str, str] = os.environ) -> World:
     """The world that torchrun, srun or Restrain's own launcher has put this process into; otherwise one of one."""
     if "RESTRAIN_LAUNCHED" in env or "TORCHELASTIC_RUN_ID" in env:
+        size = _int(env, "WORLD_SIZE", 1)
+        local_size = _int(env, "LOCAL_WORLD_SIZE", 1, size)
         return World(
-            rank=_int(env, "RANK"),
-            size=_int(env, "WORLD_SIZE"),
-            local_rank=_int(env, "LOCAL_RANK"),
-            local_size=_int(env, "LOCAL_WORLD_SIZE"),
-            node=int(env.get("NODE_RANK", env.get("GROUP_RANK", "0"))),
+            rank=_int(env, "RANK", 0, size - 1),
+            size=size,
+            local_rank=_int(env, "LOCAL_RANK", 0, local_size - 1),
+            local_size=local_size,
+            node=_int(env, "NODE_RANK" if "NODE_RANK" in env else "GROUP_RANK", default=0),
             launcher="restrain" if "RESTRAIN_LAUNCHED" in env else "torchrun",
         )
     # SLURM_STEP_ID is there only under srun; a batch script itself, or a shell in an allocation, is not a rank.
-    if "SLURM_STEP_ID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
-        size, nodes = _int(env, "SLURM_NTASKS"), int(env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_NNODES", "1")))
-        if size % nodes:
+    if "SLURM_STEP_ID" in env and (size := _int(env, "SLURM_NTASKS", 1, default=1)) > 1:
+        nodes = _int(env, "SLURM_STEP_NUM_NODES" if "SLURM_STEP_NUM_NODES" in env else "SLURM_NNODES", 1, default=1)
+        local_rank = _int(env, "SLURM_LOCALID")
+        if size % nodes or local_rank >= size // nodes:
             raise WorldError(
                 f"srun started {size} tasks on {nodes} nodes, which is not the same number on each. "
                 f"Ask for --ntasks-per-node instead of --ntasks."
             )
         return World(
-            rank=_int(env, "SLURM_PROCID"),
+            rank=_int(env, "SLURM_PROCID", 0, size - 1),
             size=size,
-            local_rank=_int(env, "SLURM_LOCALID"),
+            local_rank=local_rank,
             local_size=size // nodes,
-            node=_int(env, "SLURM_NODEID"),
+            node=_int(env, "SLURM_NODEID", 0, nodes - 1),
             launcher="slurm",
         )
     return World()
 
 
 def rendezvous(world: World, env: dict[str, str]) -> None:
-    """Set MASTER_ADDR and MASTER_PORT where the launcher has not: under srun, the step's first host."""
-    if world.launcher != "slurm":
-        return
-    if "MASTER_ADDR" not in env:
-        env["MASTER_ADDR"] = hosts(env)[0]
-    # Every rank must find the same port without talking: one per job step, outside the ephemeral range.
-    job, step = int(env.get("SLURM_JOB_ID", "0")), int(env.get("SLURM_STEP_ID", "0"))
-    env.setdefault("MASTER_PORT", str(15000 + (job * 17 + step) % 15000))
+    """Set MASTER_ADDR and MASTER_PORT where the launcher has not: under srun, the step's first host.
+
+    Raises WorldError for what is no host or port.
+    """
+    if world.launcher == "slurm":
+        if "MASTER_ADDR" not in env:
+            env["MASTER_ADDR"] = hosts(env)[0]
+        if "MASTER_PORT" not in env:
+            # Every rank must find the same one without talking: one per job step, outside the ephemeral range.
+            job, step = _int(env, "SLURM_JOB_ID", default=0), _int(env, "SLURM_STEP_ID", default=0)
+            env["MASTER_PORT"] = str(15000 + (job * 17 + step) % 15000)
+    _int(env, "MASTER_PORT", 1, 65535)
+    if not env.get("MASTER_ADDR"):
+        raise WorldError(
+            "MASTER_ADDR, the host where the ranks of this run are to meet, is not set. Start the run with restrain "
+            "train, torchrun or srun, which set it."
+        )
 
 
 def hosts(env: Mapping[str, str]) -> list[str]:
@@ -102,11 +114,18 @@ def cores_of(world: World, env: Mapping[str, str] = os.environ) -> int:
     return max(1, mine // world.local_size)
 
 
-def _int(env: Mapping[str, str], name: str) -> int:
+def _int(env: Mapping[str, str], name: str, least: int = 0, most: int | None = None, default: int | None = None) -> int:
+    """A variable of the launcher's, from ``least`` to ``most``; ``default`` where it is not there."""
+    if name not in env and default is not None:
+        return default
     try:
-        return int(env[name])
+        value = int(env[name])
+        if value >= least and (most is None or value <= most):
+            return value
     except (KeyError, ValueError):
-        raise WorldError(
-            f"The launcher of this process did not set {name} to a number (it is {env.get(name)!r}). "
-            f"Start the run with restrain train, torchrun or srun."
-        ) from None
+        pass
+    wanted = f"of {least} or more" if most is None else f"from {least} to {most}"
+    raise WorldError(
+        f"The launcher of this process did not set {name} to a number {wanted} (it is {env.get(name)!r}). Start the "
+        f"run with restrain train, torchrun or srun, and leave what they set."
+    )

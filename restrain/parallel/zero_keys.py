@@ -87,6 +87,12 @@ def check(parallel: Any, precision: str, optimizer: str) -> None:
             f"parallel.strategy={strategy} is DeepSpeed's, which is not installed. Install it (pip install deepspeed), "
             f"or use parallel.strategy=fsdp."
         )
+    idle = next((key for key in parallel.deepspeed if key.startswith("stage3_")), None)
+    if idle is not None and strategy != "zero3":
+        raise UserError(
+            f"parallel.deepspeed.{idle} is of DeepSpeed's stage 3, and parallel.strategy is {strategy}. Leave it out, "
+            f"or set parallel.strategy=zero3."
+        )
     if precision == "fp64":
         raise UserError(
             f"parallel.strategy={strategy} with precision=fp64: DeepSpeed keeps the weights that it updates in fp32. "

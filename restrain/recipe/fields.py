@@ -77,7 +77,7 @@ def describe(field: Field) -> str:
         elif get_origin(one) is tuple:
             parts.append(_describe_list(get_args(one)))
         elif get_origin(one) is dict:
-            parts.append("lines of its own such as imagenet: /data/imagenet")
+            parts.append("lines of its own, KEY: VALUE")
         elif one is bool:
             parts += ["true", "false"]
         elif one in _NAMES:

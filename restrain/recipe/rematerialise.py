@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 FORMS = "none, block, every=4 (segments of 4 blocks), sqrt, or budget=12GiB"
-_EVERY = re.compile(r"every=([0-9]{1,6})")
+_EVERY = re.compile(r"every=([0-9]{1,18})")
 _BUDGET = re.compile(r"budget=([0-9]{1,9}(?:\.[0-9]{1,6})?)(MiB|GiB)")
 UNITS = {"MiB": 2**20, "GiB": 2**30}
 

@@ -35,9 +35,20 @@ Clock = Annotated[Duration, Units(("s", "min", "h"))]
 
 def time_limit(text: str) -> str:
     """``text`` as it is; ValueError where sbatch would not take it for ``--time``."""
-    if not re.fullmatch(r"([0-9]+-)?[0-9]+(:[0-9]{1,2}){0,2}", text):
+    if not re.fullmatch(r"([0-9]+-)?[0-9]+(:[0-5]?[0-9]){0,2}", text):
         raise ValueError("is no time limit of Slurm's; write HH:MM:SS or D-HH:MM:SS")
     return text
+
+
+def seconds_of(limit: str) -> int:
+    """A time limit of Slurm's in seconds: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S (sbatch(1), ``--time``)."""
+    days, dash, rest = limit.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash or len(parts) == 3:
+        hours, minutes, seconds = [*parts, 0, 0][:3]
+    else:
+        hours, (minutes, seconds) = 0, [*parts, 0][:2]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _of_nccl(value: dict[str, str]) -> dict[str, str]:

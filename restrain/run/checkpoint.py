@@ -166,6 +166,11 @@ class Writer:
                     self._commit(job, temporary)
                 self.committed = job.step
             except OSError as error:
+                if self.rank and isinstance(error, FileNotFoundError) and not temporary.exists():
+                    raise WorldError(
+                        f"Rank {self.rank} has not saved its part of the checkpoint of step {job.step}: rank 0 gave it "
+                        f"up meanwhile, whose own message says why. The older checkpoints are intact."
+                    ) from None
                 then = "then go on with `restrain resume`; the older checkpoints are intact"
                 raise world_error(f"save the checkpoint of step {job.step}", temporary, error, then) from None
         except Exception as error:

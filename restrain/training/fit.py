@@ -55,14 +55,14 @@ def fit(
     world: World,
     *,
     allow: Sequence[str] = (),
-    fork: Path | None = None,
+    fork: str | None = None,
     own: Own | None = None,
     around: Surroundings | None = None,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
 ) -> Result:
     """Train ``resolved`` in the run folder ``path``, from wherever it stands, until it is done or told to leave.
 
-    ``around``: what was found and set in the environment, for run.json.
+    ``fork``: ``RUN[@STEP]`` to branch off from. ``around``: what was found and set in the environment, for run.json.
     """
     if world.rank:
         say = lambda text: None  # noqa: E731
@@ -77,15 +77,17 @@ def fit(
     lease = Lease(folder.path) if world.rank == 0 else None
     try:
         agree(told, "recipe", {key: flow(value) for key, value in leaves(recipe).items()})
+        begins = told.first_rank(lambda: str(forks.fork_of(fork, path) or "") if fork else "")
+        at = Path(begins) if begins else None
         data = _open_data(recipe, told, own)
-        settled, layout = told.first_rank(lambda: _settle(recipe, folder, data, world, device, fork, own))
+        settled, layout = told.first_rank(lambda: _settle(recipe, folder, data, world, device, at, own))
         recipe = opening.settle(recipe, settled)
         decoder = build.use_decoder(data, recipe)
         facts = build.identity(resolved.name, recipe, data) | {"decoder": decoder}
         agree(told, "data", {key: str(value) for key, value in facts.items()})
         where = placement.Placement(**layout | {"device": str(device)})
         torch.set_num_threads(where.threads)
-        opened = Opening(**told.first_rank(lambda: _open(folder, lease, recipe, resolved, data, allow, fork, own)))
+        opened = Opening(**told.first_rank(lambda: _open(folder, lease, recipe, resolved, data, allow, at, own)))
         if opened.finished:
             info = folder.read_info()
             say(f"{path} is finished: {_reached(info)}")

@@ -16,7 +16,7 @@ from restrain.models import named_joins, residual_blocks
 from restrain.models.build import build_model
 from restrain.optim.groups import parameter_groups
 from restrain.parallel import precision
-from restrain.parallel.layout import ZERO, Layout
+from restrain.parallel.layout import ZERO, Layout, layout_of
 from restrain.parallel.world import World, from_environment
 from restrain.recipe import Recipe
 from restrain.recipe.checks import listed
@@ -226,9 +226,14 @@ def layout_lines(recipe: Recipe, model: nn.Module, memory: Memory, choice: Choic
 
 
 def strategy_lines(recipe: Recipe, used: dict[str, Any] | None = None) -> list[str]:
-    """What ``parallel.strategy`` comes to, with the bytes that decide. ``used``: a run's placement."""
+    """What ``parallel.strategy`` comes to, with the bytes that decide. ``used``: a run's placement.
+
+    Raises UserError for processes that cannot share a step.
+    """
     recipe = build.with_classes(recipe, None)
-    model, world = model_without_memory(recipe), world_of(recipe)
+    world = world_of(recipe)
+    spans.check(recipe, layout_of(recipe.parallel, world).data)
+    model = model_without_memory(recipe)
     share = held_of(recipe, model)
     held = [("weights and buffers", share.weights), ("gradients", share.gradients)]
     held += [(recipe.optimizer.name, share.optimizer)]

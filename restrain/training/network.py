@@ -138,7 +138,7 @@ def check_layers(recipe: Recipe, model: nn.Module, tensor: int, device: torch.de
         from restrain.parallel.tensor import check
 
         check(model, tensor)
-    if recipe.precision == "fp8" and device is not None:
+    if recipe.precision == "fp8":
         precision.check_float8(device, model, tensor)
 
 

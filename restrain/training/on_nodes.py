@@ -17,8 +17,10 @@ def check(recipe: Recipe, nodes: int, tasks: int) -> None:
     spans.check(recipe, layout.data)
     if recipe.batch.micro != "auto":
         check_micro(recipe.batch.global_, recipe.batch.group, layout.data, recipe.batch.micro)
-    placement.check_layout(recipe, layout, torch.device("cpu" if recipe.parallel.accelerator == "cpu" else "cuda"))
-    network.check_model(build.with_classes(recipe, None), None, layout.tensor)
+    device = torch.device("cpu" if recipe.parallel.accelerator == "cpu" else "cuda")
+    placement.check_layout(recipe, layout, device)
+    known = device if device.type == "cpu" else None  # the GPUs of the nodes are not to be asked here
+    network.check_model(build.with_classes(recipe, None), None, layout.tensor, known)
 
 
 def told(recipe: Recipe, nodes: int, tasks: int) -> str:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from restrain.training.fit import Result
     from restrain.training.own import Own
 
+PER_NODE = {"torchrun": ("torchrun", "--nproc-per-node"), "slurm": ("srun", "--ntasks-per-node")}
+"""Who starts processes that are not ours, and its option for their number on a node."""
+
 
 @dataclass(frozen=True)
 class Started:
@@ -60,22 +63,29 @@ def start(
         code = launch.supervise(command if run else [*command, "--run", str(folder)], size)
         return Started(folder, here, code, None)
 
-    at = None
-    if fork is not None:
-        from restrain.training.forks import fork_of
-
-        at = fork_of(fork, folder)
     here = replace(here, cores=cores_of(here))
     around = environment.prepare(here, resolved.site, here.cores)
     from restrain.training.fit import fit
 
-    result = fit(resolved, folder, here, allow=allow, fork=at, own=own, around=around)
+    result = fit(resolved, folder, here, allow=allow, fork=fork, own=own, around=around)
     return Started(folder, here, result.exit_code, result)
 
 
 def processes(recipe: Recipe, here: World) -> int:
-    """How many processes the run has: those that there are, or those that are to be started."""
-    return here.size if here.launcher != "single" else local_ranks(recipe)
+    """How many processes the run has: those that there are, or those that are to be started.
+
+    Raises UserError where the recipe names another number than torchrun or srun has started on this node.
+    """
+    if here.launcher == "single":
+        return local_ranks(recipe)
+    devices = recipe.parallel.devices
+    if here.launcher in PER_NODE and devices not in ("auto", here.local_size):
+        launcher, option = PER_NODE[here.launcher]
+        raise UserError(
+            f"parallel.devices={devices}, but {launcher} has started {here.local_size} process(es) on this node. Start "
+            f"as many ({option}={devices}), or set parallel.devices=auto."
+        )
+    return here.size
 
 
 def _default_folder(resolved: Resolved, here: World) -> Path:

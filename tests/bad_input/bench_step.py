@@ -36,6 +36,20 @@ STEP = [
         _bench("digits_resnet20", "parallel.tensor=2", world=2),
     ),
     Case(
+        "A step in float8 on a CPU",
+        "precision=fp8 needs a GPU that multiplies float8, from compute capability 8.9 on (L4, L40S, RTX 4090, H100 and later), and this is a CPU. Take bf16, or auto.",
+        2,
+        "Take another number format, or a machine with such a GPU.",
+        _bench("digits_resnet20", "precision=fp8", "parallel.accelerator=cpu"),
+    ),
+    Case(
+        "Figures of a step for a folder",
+        "--json .: name a file in a folder that exists.",
+        2,
+        "Name the file; nothing was measured.",
+        _bench("digits_resnet20", "--json", "{dir}"),
+    ),
+    Case(
         "A step of a folder that is no run",
         ". is a folder, but not of a run: it has no recipe.lock.yaml. Name a recipe, a file or a run folder.",
         2,

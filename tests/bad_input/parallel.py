@@ -170,6 +170,20 @@ PARALLEL = [
         digits("parallel.strategy=ddp", "parallel.devices=2", "parallel.reshard=false"),
     ),
     Case(
+        "A single process, and a format to add gradients up in",
+        "parallel.reduce=bf16 is the format in which fsdp, hsdp and ZeRO add up gradients, and parallel.strategy is single, which has none to add up. Leave parallel.reduce out, or set one of these strategies.",
+        2,
+        "Leave it out.",
+        digits("parallel.strategy=single", "parallel.reduce=bf16"),
+    ),
+    Case(
+        "Why processes that cannot share a step would lie as they do",
+        "3 processes cannot share a step of batch.global=64 in groups of batch.group=16: there are 4 groups, and each process takes the same number of whole ones, or as large a part of one as the others. Numbers of processes that work: 1, 2, 4; with groups that span processes, 8, 16, 32, 64. Otherwise change batch.group or batch.global (that defines another run).",
+        2,
+        "Take a number that works.",
+        lambda place: place.cli("why", "parallel.strategy", "digits_resnet20", "parallel.devices=3"),
+    ),
+    Case(
         "A checkpoint of another model",
         "The checkpoint run/checkpoints/step-6 does not fit this run: layer2.1.conv1.weight|param is not there; layer2.1.bn1.weight|param is not there; layer2.1.bn1.bias|param is not there, and 15 more, of 175 tensors. It comes from another model or optimizer, or was cut short: resume with the recipe that it was made with, or remove it, and the one before is used.",
         1,

@@ -52,6 +52,13 @@ REMAT = [
         _check("parallel.remat=every=9"),
     ),
     Case(
+        "Segments of more blocks than any network has",
+        "parallel.remat = every=1000000 does nothing for memory: ResNet has 9 residual blocks, and all of them in one segment are kept again while it is recomputed. Use sqrt, or a smaller k.",
+        2,
+        "Take fewer blocks.",
+        _check("parallel.remat=every=1000000"),
+    ),
+    Case(
         "One graph of the network, and blocks to recompute",
         "command line: parallel.compile = step is one graph, whose compiler decides what it computes again, and parallel.remat = block says which blocks are. Use parallel.compile=block, or parallel.remat=none.",
         2,

@@ -43,14 +43,14 @@ def trained(*argv: str, damage: Callable[[Path], object] = lambda run: None):
     return do
 
 
-def forked(*argv: str, damage: Callable[[Path], object] = lambda run: None):
+def forked(*argv: str, damage: Callable[[Path], object] = lambda run: None, world: int = 1):
     """Branch off from a stopped run."""
 
     def do(place: Place) -> Outcome:
         run = place.stopped()
         damage(run)
         place.keep(run)
-        found = place.cli("train", "digits_resnet20", *RUN, *argv, "--run", "{dir}/new", faults=NO_PICKLES)
+        found = place.cli("train", "digits_resnet20", *RUN, *argv, "--run", "{dir}/new", world=world, faults=NO_PICKLES)
         assert not (place.folder / "new").exists()  # a wrong wish leaves nothing behind
         return found
 
@@ -396,6 +396,15 @@ FORKS = [
         1,
         "Take another step.",
         forked("--from", "{dir}/run@6", damage=_flip),
+    ),
+    Case(
+        "--from names a checkpoint that several processes find damaged",
+        "--from run@6: run/checkpoints/step-6/optim-0000.safetensors is damaged: its SHA-256 is not the one in manifest.json. Name another step; others there: 4.",
+        1,
+        "Take another step.",
+        forked(
+            "--from", "{dir}/run@6", damage=lambda run: flip(run / _file(6, "optim-0000.safetensors"), 20_000), world=2
+        ),
     ),
     Case(
         "--from names the run of another network",

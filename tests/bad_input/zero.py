@@ -66,4 +66,18 @@ ZERO = [
         "Correct it.",
         _digits("zero2", "parallel.deepspeed.reduce_bucket_size=-5"),
     ),
+    Case(
+        "A key of another stage of ZeRO",
+        "parallel.deepspeed.stage3_prefetch_bucket_size is of DeepSpeed's stage 3, and parallel.strategy is zero1. Leave it out, or set parallel.strategy=zero3.",
+        2,
+        "Leave it out.",
+        _digits("zero1", "parallel.deepspeed.stage3_prefetch_bucket_size=7"),
+    ),
+    Case(
+        "A value where keys of DeepSpeed's belong",
+        "command line: parallel.deepspeed: '7' is not lines of its own, KEY: VALUE.",
+        2,
+        "Name the key: parallel.deepspeed.overlap_comm=true, say.",
+        _digits("zero2", "parallel.deepspeed=7"),
+    ),
 ]

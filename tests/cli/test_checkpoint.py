@@ -1,6 +1,8 @@
 """``restrain checkpoint``: what it holds, whether it is whole, where two differ."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,27 @@ def test_inspect(two: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> 
     assert "strategy fsdp" in told
     assert "fc.weight|param: [10, 64] F64, in 2 slices" in told
     assert "model-0001.safetensors" in told
+    assert "because" not in told  # nothing chose the layout
+    assert "missing" not in told
+
+
+def test_inspect_says_which_files_are_not_as_they_should_be(two: tuple[Path, Path], tmp_path: Path, capsys) -> None:
+    broken = tmp_path / "step-4"
+    shutil.copytree(two[1] / "checkpoints" / "step-4", broken)
+    (broken / "model-0001.safetensors").unlink()
+    (broken / "optim-0000.safetensors").write_bytes(b"half")
+    assert restrain(["checkpoint", "inspect", str(broken)]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"model-0001.safetensors: [0-9.]+ .?B, missing\n", told)
+    assert re.search(r"optim-0000.safetensors: [0-9.]+ .?B, damaged: 4 bytes of [0-9,]+\n", told)
+    assert told.count("damaged") + told.count("missing") == 2
+
+
+def test_a_step_of_a_run(two: tuple[Path, Path], capsys) -> None:
+    assert restrain(["checkpoint", "verify", f"{two[0]}@2"]) == 0
+    assert capsys.readouterr().out.startswith(f"{two[0]}/checkpoints/step-2: whole, step 2")
+    assert restrain(["checkpoint", "inspect", f"{two[0]}@3"]) == 2
+    assert "@3 is neither a run folder with checkpoints nor a checkpoint" in capsys.readouterr().err
 
 
 def test_verify_names_the_file_at_fault(two: tuple[Path, Path], tmp_path: Path, capsys) -> None:

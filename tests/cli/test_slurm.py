@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from restrain.cli.main import run
-from restrain.parallel.slurm import SHIPPED, Array, Job, Resources, script, submitted
-from restrain.recipe.site import Site
+from restrain.errors import UserError
+from restrain.parallel.slurm import SHIPPED, Array, Job, Resources, check_notice, check_sbatch, script, submitted
+from restrain.recipe.site import Site, seconds_of, time_limit
 
 ROOT = Path(__file__).resolve().parents[2]
 SBATCH = """#!{python}
@@ -166,7 +167,7 @@ def test_a_job_without_restrain_says_so(tmp_path: Path) -> None:
 
 
 def test_a_script_into_a_file(said: Said, tmp_path: Path) -> None:
-    file = tmp_path / "jobs" / "one.sh"
+    file = tmp_path / "one.sh"
     assert said("digits_resnet20", "--gpus-per-node", "1", "-o", str(file))[:2] == (0, "")
     assert os.access(file, os.X_OK)
     assert said("digits_resnet20", "--gpus-per-node", "1", "-o", str(file))[0] == 0  # the same again
@@ -268,3 +269,69 @@ def test_a_point_that_does_not_fit_is_named(sweep: Path, said: Said) -> None:
 def test_the_log_of_an_array() -> None:
     job = Job("my sweep", "", Resources(1, 1, "10"), array=Array("s", ("a",)))
     assert (job.name, job.log("7")) == ("my-sweep", "my-sweep-7_*.out")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--nodes=3",
+        "--nodes 3",
+        "-N3",
+        "-N 3",
+        "--qos=long -N 3",
+        "--nod=3",
+        "--ntasks=4",
+        "-n4",
+        "--ntasks-per-node=4",
+        "--gpus-per-node=a100:2",
+        "-G2",
+        "--time=1:00:00",
+        "--tim=60",
+        "-t60",
+        "--signal=TERM@9",
+        "--array=0-3",
+        "-a1",
+    ],
+)
+def test_options_that_are_ours_are_refused(option: str) -> None:
+    with pytest.raises(UserError, match=r"goes past what was checked: .* Take "):
+        check_sbatch([option], "")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--exclusive",
+        "--nice",
+        "--qos=long",
+        "--time-min=10",
+        "--nodelist=n[1-9]",
+        "--no-requeue",
+        "-p gpu",
+        "-J name",
+        "--gres=nvme:1",
+        "--mem=5G",
+        '--comment="a -N b"',
+        "--ntasks-per-core=1",
+        "--mail-type=FAIL",
+        "-d afterok:5",
+    ],
+)
+def test_all_others_are_not(option: str) -> None:
+    check_sbatch([option], "")
+
+
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [("90", 5400), ("2:30", 150), ("99:59:59", 359_999), ("1-2", 93_600), ("1-02:30", 95_400), ("1-00:00:01", 86_401)],
+)
+def test_time_limits_as_sbatch_counts_them(limit: str, seconds: int) -> None:
+    assert seconds_of(time_limit(limit)) == seconds
+
+
+def test_a_job_has_time_before_it_is_told_to_leave() -> None:
+    check_notice("0", 120)  # no limit
+    check_notice("3", 120)
+    check_notice("2:01", 120)  # Slurm counts it as three minutes
+    with pytest.raises(UserError, match=r"^A time limit of 1:30 is 120 s, and .* leave 120 s before it"):
+        check_notice("1:30", 120)

@@ -136,5 +136,7 @@ def test_run_json_tells_all_of_it(tmp_path: Path) -> None:
     told = attempt["environment"]
     assert told["kept"]["TORCH_FR_BUFFER_SIZE"] == "77"
     assert told["set"]["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "3"
+    assert told["set"]["MASTER_ADDR"] == "127.0.0.1"  # by the launcher
+    assert not [name for name in told["kept"] if name.startswith("MASTER_")]
     assert told["set"]["TORCH_FR_DUMP_TEMP_FILE"] == f"{run}/attempts/1/collectives-"
     assert told["collective_timeout"] == 600

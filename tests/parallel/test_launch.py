@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from restrain.errors import WorldError
+from restrain.errors import UserError, WorldError
 from restrain.parallel import launch
-from restrain.parallel.world import World, from_environment
+from restrain.parallel.world import World, from_environment, rendezvous
+from restrain.recipe import load
+from restrain.training.starting import processes
 from tests import worlds
 
 SETTINGS = ["length=12ep", "checkpoint.every=5st", "evaluate.every=22st"]
@@ -150,7 +152,7 @@ def test_a_rank_that_saves_longer_is_waited_for() -> None:
 def test_a_rank_that_died_takes_the_others_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "GRACE", 0.3)
     begun = time.monotonic()
-    with pytest.raises(WorldError, match=r"Rank 1 was killed by SIGKILL\."):
+    with pytest.raises(WorldError, match=r"Rank 1 was killed by SIGKILL\. .* or begins again where there is none"):
         codes("import time; time.sleep(60)", "os.kill(os.getpid(), 9)")()
     assert time.monotonic() - begun < 30
 
@@ -166,7 +168,61 @@ def test_worlds_are_read_from_the_environment() -> None:
     assert from_environment(slurm) == World(3, 4, 1, 2, 1, "slurm")
     # a batch script is no rank, and one task is a world of one
     assert from_environment({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}) == World()
-    with pytest.raises(WorldError, match="did not set RANK"):
+    with pytest.raises(WorldError, match="did not set WORLD_SIZE"):
         from_environment({"RESTRAIN_LAUNCHED": "1"})
     with pytest.raises(WorldError, match="ntasks-per-node"):
         from_environment({**slurm, "SLURM_NTASKS": "5"})
+
+
+OURS = {"RESTRAIN_LAUNCHED": "1", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+SRUN = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_NODEID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("env", "name", "value"),
+    [
+        (OURS, "RANK", "7"),
+        (OURS, "RANK", "-1"),
+        (OURS, "LOCAL_RANK", "2"),
+        (OURS, "LOCAL_WORLD_SIZE", "0"),
+        (OURS, "GROUP_RANK", "q"),
+        (SRUN, "SLURM_PROCID", "5"),
+        (SRUN, "SLURM_NTASKS", "abc"),
+        (SRUN, "SLURM_NNODES", "x"),
+        (SRUN, "SLURM_NNODES", "0"),
+        (SRUN, "SLURM_NODEID", "1"),
+    ],
+)
+def test_variables_of_a_launcher_that_cannot_be(env: dict[str, str], name: str, value: str) -> None:
+    from_environment(env)
+    with pytest.raises(WorldError, match=rf"did not set {name} to a number .* \(it is '{value}'\)"):
+        from_environment({**env, name: value})
+
+
+@pytest.mark.parametrize(("launcher", "option"), [("torchrun", "--nproc-per-node=4"), ("slurm", "--ntasks-per-node=4")])
+def test_a_launcher_that_has_started_another_number_than_the_recipe_names(launcher: str, option: str) -> None:
+    here = World(size=4, local_size=2, launcher=launcher)
+    assert processes(load("digits_resnet20", ["parallel.devices=2"]).recipe, here) == 4
+    with pytest.raises(UserError, match=rf"devices=4, but .* has started 2 process\(es\) on this node.*\({option}\)"):
+        processes(load("digits_resnet20", ["parallel.devices=4"]).recipe, here)
+
+
+def test_tasks_that_srun_has_laid_unevenly() -> None:
+    env = {**SRUN, "SLURM_NTASKS": "4", "SLURM_STEP_NUM_NODES": "2", "SLURM_LOCALID": "2"}
+    with pytest.raises(WorldError, match="srun started 4 tasks on 2 nodes, which is not the same number on each"):
+        from_environment(env)
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"MASTER_PORT": "abc"}, "did not set MASTER_PORT to a number from 1 to 65535 .it is 'abc'"),
+        ({"MASTER_PORT": "99999"}, "did not set MASTER_PORT to a number from 1 to 65535 .it is '99999'"),
+        ({"SLURM_JOB_ID": "abc"}, "did not set SLURM_JOB_ID to a number of 0 or more .it is 'abc'"),
+    ],
+)
+def test_a_place_to_meet_that_is_none(env: dict[str, str], said: str) -> None:
+    with pytest.raises(WorldError, match=said):
+        rendezvous(World(size=2, launcher="slurm"), env)
+    with pytest.raises(WorldError, match="MASTER_ADDR, the host where"):
+        rendezvous(World(size=2, launcher="torchrun"), {"MASTER_PORT": "29500"})

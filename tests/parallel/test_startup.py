@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -210,6 +212,20 @@ def test_rank_0_says_which_port_is_taken() -> None:
         with pytest.raises(WorldError, match=f"^Port {port} of {HOST}") as error:
             startup.meet(World(size=2, launcher="torchrun"), env, 5)
     assert "Give torchrun another one (--master-port)" in str(error.value)
+
+
+@pytest.mark.slow
+def test_a_rank_that_finds_another_program_leaves_in_good_order(tmp_path: Path, soon: dict[str, str]) -> None:
+    """The other program lets go while the rank's interpreter ends, under a thread that is in torch's C++ until then."""
+    with listener() as port:
+        env = {**os.environ, **slurm(tmp_path, 2, port)[1], **soon}
+        command = [sys.executable, "-m", "restrain", *RUN, "--run", str(tmp_path / "run")]
+        rank = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+        assert rank.stderr is not None
+        said = rank.stderr.readline()
+    _, more = rank.communicate(timeout=90)
+    assert said.startswith(f"error: What rank 1 on {HOST} found at 127.0.0.1:{port} (MASTER_PORT) is not rank 0")
+    assert (rank.returncode, more) == (1, "")
 
 
 def test_a_slow_start_makes_patient(tmp_path: Path) -> None:

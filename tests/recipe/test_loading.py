@@ -232,7 +232,7 @@ def test_site_file(write, minimal: str, tmp_path: Path, monkeypatch: pytest.Monk
             "interface, nccl, start_timeout.",
         ),
         ("slurm: {partion: x}\n", "site.yaml:1: slurm.partion is not a key. Did you mean 'partition'?"),
-        ("data: [a]\n", "site.yaml:1: data is a list, but it takes lines of its own such as imagenet: /data/imagenet."),
+        ("data: [a]\n", "site.yaml:1: data is a list, but it takes lines of its own, KEY: VALUE."),
     ],
 )
 def test_bad_site_files(write, minimal: str, tmp_path: Path, text: str, told: str) -> None:

@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -279,6 +280,21 @@ def test_a_failure_of_another_rank_reaches_rank_0(tmp_path, monkeypatch):
         with pytest.raises(WorldError, match="disk is full"):
             writer.wait()
     assert names(tmp_path) == []
+
+
+def test_a_rank_says_that_rank_0_has_given_the_checkpoint_up(tmp_path, monkeypatch):
+    """Rank 0 has met a full disk, and has removed the folder that this rank is still writing to."""
+
+    def late(path, tensors):
+        facts = slices_module.write_file(path, tensors)
+        shutil.rmtree(path.parent)
+        return facts
+
+    monkeypatch.setattr("restrain.run.checkpoint.write_file", late)
+    writer = Writer(tmp_path, 1, 2, 1)
+    writer.save(5, tiny(1)[0], {})
+    with pytest.raises(WorldError, match=r"^Rank 1 has not saved .* of step 5: rank 0 gave it up meanwhile, whose own"):
+        writer.wait()
 
 
 def test_before_commit_may_stop_it(tmp_path):

@@ -159,7 +159,7 @@ PROGRAM = """
 import signal, sys, time
 from pathlib import Path
 from restrain.run.mirrors import WandbMirror, WandbOptions
-from restrain.run.mirrors.base import leave
+from restrain.leaving import leave
 handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
 mode, folder, run_id, start, timeout = sys.argv[1:]
 mirror = WandbMirror(Path(folder), run_id, WandbOptions(mode, project="p", config={"lr": 0.1}, finish_timeout=1))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from restrain.leaving import given_up
 from restrain.run.journal import read
 from restrain.run.numbers import loose
 
@@ -21,22 +21,6 @@ END = None
 
 def _warn(text: str) -> None:
     print(text, file=sys.stderr)
-
-
-_given_up: list[threading.Thread] = []  # threads that a mirror no longer waits for
-
-
-def leave(code: int) -> NoReturn:
-    """End the process with ``code``, also where a thread is still somewhere in a mirror's client.
-
-    An interpreter that ends under such a thread unwinds it wherever it is, and C++ that does not let that happen aborts
-    the process: the run would leave with 134 instead of its own code.
-    """
-    if any(thread.is_alive() for thread in _given_up):
-        for stream in (sys.stdout, sys.stderr):
-            getattr(stream, "flush", lambda: None)()
-        os._exit(code)
-    sys.exit(code)
 
 
 class Mirror:
@@ -93,7 +77,7 @@ class Mirror:
         if self._thread.is_alive():
             self._off(f"it did not finish within {timeout:.0f} s")
             self.abandon()
-            _given_up.append(self._thread)
+            given_up.append(self._thread)
         self.active, self._thread = False, None
 
     def _put(self, line: str | Mapping[str, Any]) -> None:
