@@ -1,10 +1,24 @@
 """Every layout trains the run of one process: losses, gradient norms, weights, statistics, momentum and EMA."""
 
 import importlib.util
+import math
 
 import pytest
+import torch
 
-from tests.parallel.parity import BOUNDS, COMMON, LAYOUTS, MODELS, Bench, Cell, all_cells, compared, pairwise, refusals
+from tests.parallel.parity import (
+    BOUNDS,
+    COMMON,
+    LAYOUTS,
+    MODELS,
+    Bench,
+    Cell,
+    all_cells,
+    compared,
+    distance,
+    pairwise,
+    refusals,
+)
 
 CELLS = pairwise(all_cells())
 
@@ -17,6 +31,17 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 def test_the_subset_meets_every_pair() -> None:
     assert 12 <= len(CELLS) <= 40
     assert {cell.layout for cell in CELLS} == LAYOUTS.keys()
+
+
+@pytest.mark.parametrize("by_kind", [False, True])
+@pytest.mark.parametrize(("here", "there"), [(math.nan, 1.0), (1.0, math.nan), (math.nan, math.nan), (math.inf,) * 2])
+def test_what_is_no_number_is_beyond_any_bound(here: float, there: float, by_kind: bool) -> None:
+    """Between tensors that agree, in the middle of one."""
+    names = [f"{name}|ema" for name in "abc"]
+    left, right = ({name: torch.ones(3, 2) for name in names} for _ in range(2))
+    assert distance(left, right, by_kind) == {"ema": 0.0}
+    left[names[1]][1, 0], right[names[1]][1, 0] = here, there
+    assert distance(left, right, by_kind) == {"ema": math.inf}
 
 
 @pytest.mark.slow
