@@ -95,3 +95,32 @@ def test_a_skipped_block_under_fsdp(bench: Bench) -> None:
         run = bench.run(f"{model}-dropped", [*words, *drop, *LAYOUTS["fsdp"][1], "batch.micro=8"], 2)
         found = compared(alone, run)
         assert max(found.values()) <= 1e-10, (model, found)
+
+
+# What each is held to: the losses and norms of the run, and the tensors of its checkpoint, relative to their largest
+# number. Muon multiplies in bfloat16, where a sum in another order is another number in its third digit.
+WHOLE_MATRICES = {
+    "lamb": ("lr: 0.01", 1e-10, 1e-10),
+    "lars": ("lr: 1.0", 1e-10, 1e-10),
+    "muon": ("lr: 0.01", 1e-2, 0.1),
+}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "layout"),
+    [
+        *((optimizer, "fsdp") for optimizer in WHOLE_MATRICES),
+        *(pytest.param(optimizer, "hsdp 2x2", marks=pytest.mark.slow) for optimizer in WHOLE_MATRICES),
+    ],
+)
+def test_optimizers_that_take_whole_matrices(bench: Bench, optimizer: str, layout: str) -> None:
+    """Of which each rank has a part: norms and spectra are still those of the whole."""
+    rate, of_run, of_tensors = WHOLE_MATRICES[optimizer]
+    words = [*MODELS["vit"], *COMMON, "batch.global=48", "batch.group=4", "precision=fp64", "clip=0.5"]
+    words.append(f"optimizer={{name: {optimizer}, {rate}, weight_decay: 0.05}}")
+    alone = bench.run(f"alone-{optimizer}", words, 1)
+    ranks, placement = LAYOUTS[layout]
+    run = bench.run(f"{optimizer}-{layout}".replace(" ", ""), [*words, *placement], ranks)
+    found = compared(alone, run)
+    limits = dict.fromkeys(found, of_tensors) | dict.fromkeys(("loss", "norm", "eval"), of_run)
+    assert {kind: far for kind, far in found.items() if not far <= limits[kind]} == {}, found
