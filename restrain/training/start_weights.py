@@ -271,6 +271,8 @@ def _fitted(recipe: Recipe, model: nn.Module, source: Source, stored: Stored) ->
     try:
         fitted = fit(stored.described, interpolate=False)
     except UserError:
+        if not init.interpolate:
+            raise
         fitted = None  # resized they may fit; if not, that is told
     converted = fitted is None or len(_origins(fitted, stored)) < len(fitted.tensors)
     if fitted is None or converted:

@@ -16,6 +16,7 @@ from torch import nn
 
 from restrain.errors import UserError, WorldError
 from restrain.models.build import build_model
+from restrain.models.weights import fit_weights
 from restrain.parallel.engine import Engine
 from restrain.parallel.held import Held, cut_along
 from restrain.recipe import load
@@ -197,6 +198,26 @@ def test_a_rank_reads_what_it_holds(before: Path, tmp_path: Path, read: list[tup
     assert all(torch.equal(buffer, theirs[name].to(buffer.dtype)) for name, buffer in buffers.items() if name in theirs)
     sizes = {name: tensor.numel() for name, tensor in {**held, **buffers}.items() if name in theirs}
     assert sorted(read) == sorted(sizes.items())
+
+
+def test_resized_weights_are_cut_as_well(tmp_path: Path) -> None:
+    """Position embeddings of pictures of another size: the rank has its rows of what they become."""
+    shape = {"depth": 2, "width": 32, "heads": 4, "patch": 2}
+    section = {"name": "vit", "classes": 10, "in_chans": 1, "shape": shape, "transformer": {"position": "learned"}}
+    theirs = build_model(section, 1, sides=(16,)).state_dict()
+    file = tmp_path / "larger.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in theirs.items()}, file)
+    words = ["model.name=vit", f"model.shape={shape}", "model.transformer={position: learned}"]
+    recipe = load("digits_resnet20", [*words, f"model.init.from={file}"]).recipe
+    engine = Lower(build_model(section, 7, sides=(8,)))
+    wanted = fit_weights(engine.model, theirs, "them").tensors
+    assert wanted["pos_embed"].shape != theirs["pos_embed"].shape
+    notices = start_weights.begin(recipe, engine, RunFolder("nowhere"))
+    assert any("pos_embed resized" in notice for notice in notices)
+    assert all(torch.equal(leaf, wanted[name][-len(leaf) :]) for name, leaf in engine.leaves())
+    never = load("digits_resnet20", [*words, f"model.init={{from: {file}, interpolate: false}}"])
+    with pytest.raises(UserError, match="pos_embed"):
+        start_weights.begin(never.recipe, engine, RunFolder("nowhere"))
 
 
 @pytest.mark.parametrize(
