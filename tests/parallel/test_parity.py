@@ -97,12 +97,12 @@ def test_a_skipped_block_under_fsdp(bench: Bench) -> None:
         assert max(found.values()) <= 1e-10, (model, found)
 
 
-# What each is held to: the losses and norms of the run, and the tensors of its checkpoint, relative to their largest
-# number. Muon multiplies in bfloat16, where a sum in another order is another number in its third digit.
+# What each is held to: the losses of the run; its norms and the tensors of its checkpoint, relative to the largest
+# number of their kind. Muon multiplies in bfloat16, where a sum in another order is another number in its third digit.
 WHOLE_MATRICES = {
     "lamb": ("lr: 0.01", 1e-10, 1e-10),
     "lars": ("lr: 1.0", 1e-10, 1e-10),
-    "muon": ("lr: 0.01", 1e-2, 0.1),
+    "muon": ("lr: 0.01", 1e-3, 0.05),
 }
 
 
@@ -121,6 +121,6 @@ def test_optimizers_that_take_whole_matrices(bench: Bench, optimizer: str, layou
     alone = bench.run(f"alone-{optimizer}", words, 1)
     ranks, placement = LAYOUTS[layout]
     run = bench.run(f"{optimizer}-{layout}".replace(" ", ""), [*words, *placement], ranks)
-    found = compared(alone, run)
-    limits = dict.fromkeys(found, of_tensors) | dict.fromkeys(("loss", "norm", "eval"), of_run)
+    found = compared(alone, run, by_kind=True)
+    limits = dict.fromkeys(found, of_tensors) | dict.fromkeys(("loss", "eval"), of_run)
     assert {kind: far for kind, far in found.items() if not far <= limits[kind]} == {}, found
