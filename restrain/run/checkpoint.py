@@ -37,7 +37,7 @@ from restrain.run.slices import DTYPES, Slice, Snapshot, share, write_file
 
 __all__ = ["Found", "Reader", "Slice", "Writer", "clean", "newest", "point", "pointed", "share"]
 
-POLL = 0.02  # seconds between looks for the other ranks' done files
+POLL = 0.02, 0.5  # seconds between looks for the other ranks' done files: at first, and at most
 
 
 @dataclass
@@ -237,25 +237,33 @@ class Writer:
         prune(self.folder, self.keep, job.step)
 
     def _collect(self, job: _Job, temporary: Path) -> list[dict[str, Any]]:
-        """All ranks' done files, waited for."""
+        """All ranks' done files, waited for.
+
+        The folder is listed once a look, and only what is there is opened: asking a shared file system for the file of
+        each of a thousand ranks, fifty times a second, would slow down the very writes that are waited for.
+        """
         parts: dict[int, dict[str, Any]] = {}
+        missing = {f"done-{rank:04d}.json": rank for rank in range(self.world)}
+        pause, longest = POLL
         end = time.monotonic() + self._deadline
         while True:
-            for rank in range(self.world):
-                if rank not in parts and (part := _done(temporary / f"done-{rank:04d}.json", job.number)):
-                    parts[rank] = part
-            if len(parts) == self.world:
+            there = os.listdir(temporary)
+            for name in missing.keys() & set(there):
+                if part := _done(temporary / name, job.number):
+                    parts[missing.pop(name)] = part
+            if not missing:
                 return [parts[rank] for rank in range(self.world)]
-            for failed in temporary.glob("failed-*.txt"):
-                raise WorldError(failed.read_text())
+            for name in sorted(there):
+                if name.startswith("failed-"):
+                    raise WorldError((temporary / name).read_text())
             if time.monotonic() > end:
-                missing = ", ".join(str(rank) for rank in range(self.world) if rank not in parts)
                 raise WorldError(
                     f"Cannot save the checkpoint of step {job.step}: after {self._deadline:.0f} s the files of rank "
-                    f"{missing} are not in {temporary}. Is the run folder on a file system that all nodes share, and "
-                    "does that rank still run? The older checkpoints are intact."
+                    f"{', '.join(map(str, missing.values()))} are not in {temporary}. Is the run folder on a file "
+                    "system that all nodes share, and does that rank still run? The older checkpoints are intact."
                 )
-            time.sleep(POLL)
+            time.sleep(pause)
+            pause = min(1.5 * pause, longest)
 
     def _give_up(self, job: _Job, temporary: Path) -> None:
         """Rank 0 removes the unfinished folder; another rank tells rank 0 why it will not be finished."""

@@ -77,7 +77,15 @@ class Attempt:
     @property
     def circumstances(self) -> dict[str, Any]:
         """What bits may depend on besides the recipe: kept in each checkpoint's manifest."""
-        return self.where.as_dict() | {"world": self.world.size, "torch": torch.__version__}
+        parallel = self.recipe.parallel
+        weights = "fp64" if self.recipe.precision == "fp64" else "fp32"
+        computed = {
+            "reduce": weights if self.where.strategy in ("single", "ddp") else parallel.reduce or weights,
+            "offload": parallel.offload,
+            "compile": parallel.compile,
+            "deepspeed": dict(parallel.deepspeed),
+        }
+        return self.where.as_dict() | computed | {"world": self.world.size, "torch": torch.__version__}
 
     def announcement(self, plan: Plan, total: int, state: RunState) -> list[str]:
         """Lines for a person: what is trained, on what, in which steps, and where it goes on."""
@@ -110,7 +118,8 @@ class Attempt:
     def not_bit_equal(self, reader: checkpoint.Reader) -> list[str]:
         """One notice naming what differs from where the checkpoint was made and may move the last bits."""
         was, now = reader.placement, self.circumstances
-        kept = ("device", "world", "strategy", "tensor", "shard", "micro", "threads", "torch")
+        layout = ("device", "world", "strategy", "tensor", "shard", "micro", "threads")
+        kept = (*layout, "reduce", "offload", "compile", "deepspeed", "torch")
         names = [name for name in kept if name in was]
         parts = [f"{name} {was[name]} -> {now[name]}" for name in names if was[name] != now[name]]
         if not parts:

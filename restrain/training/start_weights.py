@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from restrain.errors import UserError, WorldError
 from restrain.models.build import build_model
 from restrain.models.foreign.contract import Build
 from restrain.models.foreign.zoo import timm_name
-from restrain.models.weights import Fitted, fit_weights, load_weights
+from restrain.models.weights import Fitted, fit_weights
 from restrain.parallel.engine import Engine
 from restrain.recipe import Recipe
 from restrain.run import checkpoint, lockfile
@@ -32,6 +32,7 @@ from restrain.run.folder import RunFolder
 from restrain.run.manifest import MANIFEST, Damaged, digest, verify
 from restrain.training.build import Data, check_tokens
 from restrain.training.same_function import check_function
+from restrain.training.stored import Stored, of_checkpoint, of_file
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl")
 LOCKED = ("init", "init_sha256")  # what the lock's identity says of them
@@ -39,13 +40,13 @@ LOCKED = ("init", "init_sha256")  # what the lock's identity says of them
 
 @dataclass(frozen=True)
 class Source:
-    """Where weights come from. ``what``: for a person; ``path``: what is read; ``sha256``: of its bytes; ``run``: the
-    folder of the run that trained them, where it is known."""
+    """Where weights come from. ``what``: for a person; ``path``: what is read; ``sha256``: of its bytes; ``opened``: to
+    read from; ``run``: the folder of the run that trained them, where it is known."""
 
     what: str
     path: Path
     sha256: str
-    read: Callable[[], dict[str, Tensor]]
+    opened: Callable[[], AbstractContextManager[Stored]]
     run: RunFolder | None = None
 
 
@@ -79,16 +80,8 @@ def find(recipe: Recipe) -> Source:
 
 
 def _of_file(path: Path, what: str) -> Source:
-    def read() -> dict[str, Tensor]:
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise UserError(f"model.init.from: {path} is no whole safetensors file ({error}).") from None
-        except OSError as error:
-            raise WorldError(f"model.init.from: {path} cannot be read ({error.strerror}).") from None
-
     try:
-        return Source(what, path.absolute(), digest(path)[1], read)
+        return Source(what, path.absolute(), digest(path)[1], partial(of_file, path))
     except (OSError, Damaged) as error:
         raise WorldError(f"model.init.from: {error}.") from None
 
@@ -111,16 +104,11 @@ def _of_run(path: Path, ema: bool) -> Source:
     with checkpoint.Reader(at) as reader:
         averaged = ema and any(name.endswith("|ema") for name in reader.names())
     kinds = ("ema",) if averaged else ("param", "buffer")
-
-    def read() -> dict[str, Tensor]:
-        with checkpoint.Reader(at) as reader:
-            names = [name for name in reader.names() if name.rpartition("|")[2] in kinds]
-            return {name.rpartition("|")[0]: reader.read(name) for name in names}
-
     sha256 = hashlib.sha256((at / MANIFEST).read_bytes()).hexdigest()
     what = f"{at} ({'EMA weights' if averaged else 'weights'})"
     run = RunFolder(at.absolute().parent.parent)
-    return Source(what, at.absolute(), sha256, read, run if run.lock_file.is_file() else None)
+    opened = partial(of_checkpoint, at, kinds)
+    return Source(what, at.absolute(), sha256, opened, run if run.lock_file.is_file() else None)
 
 
 def _of_timm(recipe: Recipe) -> Source:
@@ -230,25 +218,69 @@ def begin(recipe: Recipe, model: nn.Module | Engine, folder: RunFolder) -> list[
 
 
 def load_into(recipe: Recipe, model: nn.Module | Engine, source: Source | None = None) -> list[str]:
-    """Load what ``model.init`` names into ``model``; returns what to announce."""
+    """Load what ``model.init`` names into ``model``; returns what to announce.
+
+    Of a model that is cut over ranks this one reads what it holds, a tensor at a time, unless the weights must be
+    converted or resized first: then all of them are here for a moment.
+    """
     source, engine = source or find(recipe), model if isinstance(model, Engine) else Engine(model)
-    fitted = _fit(recipe, engine.whole(), source)
-    count, elements = len(fitted.tensors), sum(tensor.numel() for tensor in fitted.tensors.values())
-    if engine.is_cut:
-        given, held = fitted.tensors, dict(engine.leaves())
-        for name in [name for name, _ in engine.whole().named_parameters() if name in given]:
-            tensor, leaf = given.pop(name), held.get(name)  # a rank may have nothing of a small parameter
-            if leaf is not None:
-                engine.held(name, leaf).cut(tensor, leaf.detach())
-    load_weights(engine.model, fitted)
+    with source.opened() as stored:
+        fitted, converted = _fitted(recipe, engine.whole(), source, stored)
+        count, elements = len(fitted.tensors), sum(tensor.numel() for tensor in fitted.tensors.values())
+        if converted:
+            given = fitted.tensors
+            stored = Stored(given, lambda name, offset, shape: given[name][_index(offset, shape)])
+        _load(engine, stored, _origins(fitted, stored))
     return [f"begins with {source.what}: {count} tensors, {elements:,} numbers", *fitted.notices]
 
 
+@torch.no_grad()
+def _load(engine: Engine, stored: Stored, origins: dict[str, str]) -> None:
+    """Copy into the engine's tensors, which keep dtype, device and memory format. ``origins``: name -> name there."""
+    cut = {name for name, _ in engine.whole().named_parameters()} if engine.is_cut else set()
+    for name, tensor in engine.model.state_dict(keep_vars=True).items():
+        if name in origins and name not in cut:
+            tensor.copy_(stored.whole(origins[name]))
+    for name, leaf in engine.leaves() if engine.is_cut else ():  # a rank may have nothing of a small parameter
+        if name in origins:
+            engine.held(name, leaf).fill(
+                leaf.detach(),
+                lambda part, offset, n=origins[name]: part.copy_(stored.part(n, offset, tuple(part.shape))),
+            )
+
+
+def _index(offset: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))
+
+
 def _fit(recipe: Recipe, model: nn.Module, source: Source) -> Fitted:
+    with source.opened() as stored:
+        return _fitted(recipe, model, source, stored)[0]
+
+
+def _fitted(recipe: Recipe, model: nn.Module, source: Source, stored: Stored) -> tuple[Fitted, bool]:
+    """What fits, and whether it was converted: if not, it is as described, and nothing was read.
+
+    Raises:
+        UserError: the weights do not fit, or the network would compute something else with them.
+    """
     init = recipe.model.init
     assert init is not None
-    tensors = source.read()
-    notices = check_function(recipe, model, source, tensors)
-    reset = "head" in init.reset
-    fitted = fit_weights(model, tensors, source.what, reset_head=reset, interpolate=init.interpolate)
-    return replace(fitted, notices=[*notices, *fitted.notices])
+    notices = check_function(recipe, model, source, stored.described)
+    fit = partial(fit_weights, model, source=source.what, reset_head="head" in init.reset)
+    try:
+        fitted = fit(stored.described, interpolate=False)
+    except UserError:
+        if not init.interpolate:
+            raise
+        fitted = None  # resized they may fit; if not, that is told
+    converted = fitted is None or len(_origins(fitted, stored)) < len(fitted.tensors)
+    if fitted is None or converted:
+        fitted = fit(stored.all(), interpolate=init.interpolate)
+    return replace(fitted, notices=[*notices, *fitted.notices]), converted
+
+
+def _origins(fitted: Fitted, stored: Stored) -> dict[str, str]:
+    """Name -> the stored name of what fits as it is there, under that name or another one."""
+    names = {id(tensor): name for name, tensor in stored.described.items()}
+    return {name: names[id(tensor)] for name, tensor in fitted.tensors.items() if id(tensor) in names}

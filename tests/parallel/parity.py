@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import sys
 import tempfile
 import threading
@@ -218,7 +219,7 @@ def compared(alone: Path, run: Path, by_kind: bool = False, step: int = STEPS, a
     assert [line["step"] for line in mine] == [line["step"] for line in theirs]
     for short, metric in (("loss", "train/loss"), ("norm", "train/grad_norm"), ("eval", "eval/loss")):
         pairs = [(a[metric], b[metric]) for a, b in zip(mine, theirs, strict=True) if metric in b and b["step"] > after]
-        found[short] = max(abs(a - b) / abs(b) for a, b in pairs)
+        found[short] = worst(*(abs(float(a) - float(b)) / abs(float(b)) for a, b in pairs))
     return found | distance(worlds.tensors(run, step), worlds.tensors(alone, step), by_kind)
 
 
@@ -235,9 +236,14 @@ def distance(left: dict[str, Any], right: dict[str, Any], by_kind: bool = False)
         off, size = (tensor.double() - other).abs().max().item(), other.abs().max().item()
         if not by_kind:
             off /= max(size, 1e-3)
-        far[kind] = max(far.get(kind, 0.0), off)
+        far[kind] = worst(far.get(kind, 0.0), off)
         largest[kind] = max(largest.get(kind, 0.0), size)
-    return {kind: off / (largest[kind] or 1.0) if by_kind else off for kind, off in far.items()}
+    return {kind: worst(off / (largest[kind] or 1.0)) if by_kind else off for kind, off in far.items()}
+
+
+def worst(*differences: float) -> float:
+    """The largest; infinite where one is no number, which ``max`` may pass over and no bound would then see."""
+    return max(differences) if all(map(math.isfinite, differences)) else math.inf
 
 
 def main() -> int:

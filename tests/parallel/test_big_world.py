@@ -2,8 +2,11 @@
 that only pretends (torch's fake backend). What each rank works out alone must fit what all the others do."""
 
 import functools
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,13 +19,18 @@ from torch.testing._internal.distributed import fake_pg  # noqa: F401  (register
 
 from restrain.data.order import Order, Plan, ranks_a_group
 from restrain.models.build import build_model
+from restrain.parallel import zero_shards
 from restrain.parallel.distributed import span_of
 from restrain.parallel.held import Held
 from restrain.parallel.layout import Layout
 from restrain.parallel.partition import Partition, partition_of
 from restrain.parallel.sharded import Sharded, make_groups
+from restrain.parallel.stretch import Stretch, boxes, stretch
 from restrain.parallel.world import World
 from restrain.recipe import load
+from restrain.run.checkpoint import Reader, Slice, Writer
+from restrain.run.manifest import file_name, slices_by_file
+from restrain.run.slices import Box
 
 BIG = [
     Layout("fsdp", 1024, 1, 1024),
@@ -204,3 +212,104 @@ def test_so_do_those_of_any_grid(tensor: int, shard: int, replicas: int, is_hybr
             total += found.elements if found.saves else 0
         assert (counted == 1).all(), name
         assert total == counted.size
+
+
+# ------------------------------------------------------------------------------------- the checkpoint of so many ranks
+
+ZERO = [Layout(stage, world, 1, 1) for stage in ("zero1", "zero3") for world in (1024, 4096)]
+KINDS = ("param", "exp_avg")  # one of each kind of file
+
+
+@functools.cache
+def _zero1_flats(world: int) -> tuple[dict[nn.Parameter, str], SimpleNamespace]:
+    """What DeepSpeed's optimizer of stages 1 and 2 has: all parameters one after the other, padded to equal parts."""
+    names = {parameter: name for name, parameter in small_gpt().named_parameters()}
+    parameters, offsets, end = list(names), [], 0
+    for parameter in parameters:
+        offsets.append(end)
+        end += parameter.numel()
+    flat = torch.empty(-(-end // world), device="meta")
+    return names, SimpleNamespace(
+        single_partition_of_fp32_groups=[flat],
+        round_robin_bit16_groups=[parameters],
+        round_robin_bit16_offsets=[offsets],
+    )
+
+
+def saved_by(layout: Layout, rank: int) -> Iterator[tuple[str, tuple[int, ...], list[Box]]]:
+    """What a rank gives to a checkpoint: name of a parameter, shape of the whole, boxes of it."""
+    found: dict[str, Held]
+    if layout.strategy == "zero3":
+        shares = {n: (s, *zero_shards.share(int(np.prod(s)), rank, layout.world)) for n, s in shapes_of_all().items()}
+        found = {name: stretch(*share) for name, share in shares.items()}
+    elif layout.strategy == "zero1":
+        names, zero = _zero1_flats(layout.world)
+        runs = zero_shards.runs(zero, 1, names, rank)
+        found = {run.name: stretch(run.shape, run.start, run.stop) for run in runs}
+    else:
+        found = {name: held(layout, name, len(shape), rank) for name, shape in shapes_of_all().items()}
+    for name, one in found.items():
+        if isinstance(one, Stretch):
+            placed = list(boxes(one.shape, one.start, one.stop))
+        else:
+            placed = [(p.offset, tuple(s.stop - s.start for s in p.at)) for p in one.pieces] if one.saves else []
+        if placed:
+            yield name, one.shape, placed
+
+
+@functools.cache
+def shapes_of_all() -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in small_gpt().named_parameters()}
+
+
+def part_of(layout: Layout, rank: int) -> dict:
+    """As the rank's writer tells rank 0, the hashes made up."""
+    tensors = {
+        f"{name}|{kind}": {
+            "dtype": "F32",
+            "shape": shape,
+            "slices": [[file_name(f"{name}|{kind}", rank), *box] for box in placed],
+        }
+        for name, shape, placed in saved_by(layout, rank)
+        for kind in KINDS
+    }
+    files = {file_name(name, rank): {"size": rank, "sha256": f"{rank:064x}"} for name in tensors}
+    return {"save": 1, "files": files, "tensors": tensors}
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [pytest.param(one, marks=[pytest.mark.slow] if one.data > 1024 else []) for one in (*BIG, *ZERO)],
+    ids=str,
+)
+def test_the_checkpoint_of_all_ranks(layout: Layout, tmp_path: Path) -> None:
+    """Rank 0's writer, its own part real, commits what all the others tell it; what a reader finds then has each
+    element of each tensor once, in files of which each is listed, each slice under a key of its own."""
+    temporary = tmp_path / "step-5.tmp-1"
+    temporary.mkdir()
+    for rank in range(1, layout.world):
+        (temporary / f"done-{rank:04d}.json").write_text(json.dumps(part_of(layout, rank)))
+    own = {
+        f"{name}|{kind}": [Slice(torch.empty(size), shape, offset) for offset, size in placed]
+        for name, shape, placed in saved_by(layout, 0)
+        for kind in KINDS
+    }
+    writer = Writer(tmp_path, 0, layout.world, 1)
+    writer.save(5, own, {"step": 5})
+    writer.wait()
+    with Reader(tmp_path / "step-5") as reader:
+        assert reader.world == layout.world
+        assert reader.names() == sorted(f"{name}|{kind}" for name in shapes_of_all() for kind in KINDS)
+        tensors, by_file = reader.manifest["tensors"], slices_by_file(reader.manifest)
+    for name, shape in shapes_of_all().items():
+        counted = np.zeros(shape, np.int8)
+        for _, offset, size in tensors[f"{name}|param"]["slices"]:
+            counted[tuple(slice(o, o + n) for o, n in zip(offset, size, strict=True))] += 1
+        assert (counted == 1).all(), name
+        for kind in KINDS:
+            entry = tensors[f"{name}|{kind}"]
+            assert entry["dtype"] == "F32"
+            assert tuple(entry["shape"]) == shape
+            assert [slice_[1:] for slice_ in entry["slices"]] == [s[1:] for s in tensors[f"{name}|param"]["slices"]]
+    assert sum(map(len, by_file.values())) == sum(len(entry["slices"]) for entry in tensors.values())
+    assert all(by_file.values())  # no file without a slice

@@ -1,4 +1,4 @@
-"""ZeRO by DeepSpeed's engine: the run of one process, its guard, and checkpoints that any layout goes on from."""
+"""ZeRO by DeepSpeed's engine: the run of one process, and checkpoints that any layout goes on from."""
 
 import importlib.util
 import json
@@ -11,6 +11,7 @@ from restrain.errors import UserError
 from restrain.parallel import zero_keys
 from restrain.recipe import load
 from tests import worlds
+from tests.parallel.parity import worst
 
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed, which is not installed"
@@ -54,13 +55,13 @@ def differences(run: Path, alone: Path, step: int = 20) -> dict[str, float]:
     assert worlds.ledger(run) == worlds.ledger(alone)
     pairs = list(zip(worlds.journal(run), worlds.journal(alone), strict=True))
     found = {
-        name: max(abs(a[name] - b[name]) / b[name] for a, b in pairs) for name in ("train/loss", "train/grad_norm")
+        name: worst(*(abs(a[name] - b[name]) / b[name] for a, b in pairs)) for name in ("train/loss", "train/grad_norm")
     }
     left, right = worlds.tensors(run, step), worlds.tensors(alone, step)
     assert left.keys() == right.keys()
     for kind in {name.rpartition("|")[2] for name in left}:
         names = [name for name in left if name.endswith(f"|{kind}") and left[name].numel()]
-        far = max((left[name].double() - right[name].double()).abs().max().item() for name in names)
+        far = worst(*((left[name].double() - right[name].double()).abs().max().item() for name in names))
         found[kind] = far / max(right[name].double().abs().max().item() for name in names)
     return found
 
@@ -166,26 +167,6 @@ def test_optimizers_that_count_and_those_that_the_host_masks(
     words = [f"optimizer={{name: {optimizer}, lr: 0.0001}}", *VIT]
     found = differences(run(tmp_path / "run", *words, "parallel.strategy=zero3", world=2), alone["\n".join(words)])
     assert found["train/loss"] <= 1e-6, found
-
-
-# ------------------------------------------------------------------------------------------------------------ the guard
-
-
-@needs_deepspeed
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("optimizer", ["sgd, lr: 0.01, momentum: 0.9", "adamw, lr: 0.001", "lion, lr: 0.0001"])
-def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path, stage: str, optimizer: str) -> None:
-    settings = ["length=4st", "evaluate.every=4st", "checkpoint.every=1st", "checkpoint.keep=9"]
-    faults = {1: [("nan_loss", {"step": 2})]}
-    words = [*settings, f"optimizer={{name: {optimizer}}}", f"parallel.strategy={stage}"]
-    made = run(tmp_path / "run", *words, world=2, faults=faults)
-    worlds_equal = [(1, 2, True), (2, 3, False)]
-    for a, b, equal in worlds_equal:
-        before, after = worlds.tensors(made, a), worlds.tensors(made, b)
-        moved = [name for name in before if not before[name].equal(after[name])]
-        assert (not moved) == equal, moved[:5]
-    assert worlds.journal(made)[1]["train/loss"] == "NaN"
 
 
 # --------------------------------------------------------------------------------------------------------- checkpoints

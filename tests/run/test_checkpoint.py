@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from restrain.errors import WorldError
+from restrain.run import checkpoint
 from restrain.run import slices as slices_module
 from restrain.run.checkpoint import Reader, Slice, Writer, clean, newest, point, pointed, share
 from restrain.run.manifest import verify
@@ -263,6 +265,34 @@ def test_a_done_file_of_an_earlier_failed_save_does_not_count(tmp_path):
     writer.save(5, part, {})
     with pytest.raises(WorldError, match="rank 1"):
         writer.wait()
+
+
+def test_the_folder_is_listed_once_a_look_and_each_file_opened_once(tmp_path, monkeypatch):
+    """However many ranks are waited for; the looks become rarer, down to two a second."""
+    world, opened, pauses = 1000, [], []
+    folder = tmp_path / "step-1.tmp-1"
+    folder.mkdir()
+    slow = iter(range(1, world))
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        for rank in itertools.islice(slow, 50):
+            (folder / f"done-{rank:04d}.json").write_text(json.dumps({"save": 1, "files": {}, "tensors": {}}))
+
+    def done(path, number, read=checkpoint._done):
+        opened.append(path.name)
+        return read(path, number)
+
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    monkeypatch.setattr(checkpoint, "_done", done)
+    writer = Writer(tmp_path, 0, world, 1)
+    writer.save(1, tiny(1)[0], {})
+    writer.wait()
+    assert sorted(opened) == [f"done-{rank:04d}.json" for rank in range(world)]
+    assert len(pauses) == 20
+    assert pauses == sorted(pauses)
+    assert pauses[0] < 0.05
+    assert pauses[-1] == 0.5
 
 
 def test_a_failure_of_another_rank_reaches_rank_0(tmp_path, monkeypatch):

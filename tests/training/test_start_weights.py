@@ -1,15 +1,24 @@
 """Weights that a run begins with: from a file, a run or a checkpoint; what does not fit is said, by name."""
 
+import importlib.util
 import json
+import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from restrain.errors import UserError, WorldError
 from restrain.models.build import build_model
+from restrain.models.weights import fit_weights
+from restrain.parallel.engine import Engine
+from restrain.parallel.held import Held, cut_along
 from restrain.recipe import load
 from restrain.run.folder import RunFolder
 from restrain.training import start_weights
@@ -128,6 +137,118 @@ def test_a_run_begins_with_them_once(before: Path, tmp_path: Path) -> None:
     assert json.loads((run / "run.json").read_text())["step"] == 6
 
 
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What is read of the sources of a test: names, and how many numbers at once."""
+    found = []
+
+    def watched(opened):
+        @contextmanager
+        def inner(*given):
+            with opened(*given) as stored:
+
+                def part(name, offset, shape):
+                    found.append((name, math.prod(shape)))
+                    return stored.part(name, offset, shape)
+
+                yield replace(stored, part=part)
+
+        return inner
+
+    for name in ("of_file", "of_checkpoint"):
+        monkeypatch.setattr(start_weights, name, watched(getattr(start_weights, name)))
+    return found
+
+
+class Lower(Engine):
+    """The lower half of each parameter's rows."""
+
+    is_cut = True
+
+    def __init__(self, model: nn.Module):
+        super().__init__(model)
+        halves = {name: p.detach()[p.shape[0] // 2 :].clone() for name, p in model.named_parameters()}
+        self.halves = {name: nn.Parameter(half) for name, half in halves.items()}
+
+    def leaves(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return iter(self.halves.items())
+
+    def held(self, name: str, local: torch.Tensor) -> Held:
+        shape = tuple(self.model.get_parameter(name).shape)
+        return cut_along(shape, None, (), (shape[0] // 2, shape[0]), 1, True)
+
+
+@pytest.mark.parametrize("kind", ["run", "file"])
+def test_a_rank_reads_what_it_holds(before: Path, tmp_path: Path, read: list[tuple[str, int]], kind: str) -> None:
+    """Once, a tensor at a time; the check before a run folder is made reads nothing."""
+    source, theirs = before, {**saved(before, "param"), **saved(before, "buffer")}
+    if kind == "file":
+        source = tmp_path / "weights.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in theirs.items()}, source)
+    words = [f"model.init={{from: {source}, ema: false}}"]
+    checked(*words)
+    assert read == []
+    recipe = load("digits_resnet20", words).recipe
+    engine = Lower(build_model(recipe.model.model_dump() | {"init": None}, 7))
+    start_weights.begin(recipe, engine, RunFolder("nowhere"))
+    held = dict(engine.leaves())
+    buffers = dict(engine.model.named_buffers())
+    for name, leaf in held.items():
+        assert torch.equal(leaf, theirs[name][-len(leaf) :].to(leaf.dtype)), name
+    assert all(torch.equal(buffer, theirs[name].to(buffer.dtype)) for name, buffer in buffers.items() if name in theirs)
+    sizes = {name: tensor.numel() for name, tensor in {**held, **buffers}.items() if name in theirs}
+    assert sorted(read) == sorted(sizes.items())
+
+
+def test_resized_weights_are_cut_as_well(tmp_path: Path) -> None:
+    """Position embeddings of pictures of another size: the rank has its rows of what they become."""
+    shape = {"depth": 2, "width": 32, "heads": 4, "patch": 2}
+    section = {"name": "vit", "classes": 10, "in_chans": 1, "shape": shape, "transformer": {"position": "learned"}}
+    theirs = build_model(section, 1, sides=(16,)).state_dict()
+    file = tmp_path / "larger.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in theirs.items()}, file)
+    words = ["model.name=vit", f"model.shape={shape}", "model.transformer={position: learned}"]
+    recipe = load("digits_resnet20", [*words, f"model.init.from={file}"]).recipe
+    engine = Lower(build_model(section, 7, sides=(8,)))
+    wanted = fit_weights(engine.model, theirs, "them").tensors
+    assert wanted["pos_embed"].shape != theirs["pos_embed"].shape
+    notices = start_weights.begin(recipe, engine, RunFolder("nowhere"))
+    assert any("pos_embed resized" in notice for notice in notices)
+    assert all(torch.equal(leaf, wanted[name][-len(leaf) :]) for name, leaf in engine.leaves())
+    never = load("digits_resnet20", [*words, f"model.init={{from: {file}, interpolate: false}}"])
+    with pytest.raises(UserError, match="pos_embed"):
+        start_weights.begin(never.recipe, engine, RunFolder("nowhere"))
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ["parallel.strategy=fsdp"],
+        pytest.param(["parallel.tensor=2"], marks=pytest.mark.slow),
+        pytest.param(["parallel.strategy=zero3"], marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["run", pytest.param("file", marks=pytest.mark.slow)])
+def test_begins_with_them_in_every_layout(tmp_path: Path, layout: list[str], kind: str) -> None:
+    """The checkpoint of a first step that the guard has kept from doing anything."""
+    if "zero3" in layout[0] and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("needs deepspeed, which is not installed")
+    vit = ["model.name=vit", "model.shape={depth: 2, width: 32, heads: 4, patch: 2}", "precision=fp32"]
+    words = ["length=1st", "evaluate.every=1st", "checkpoint.every=1st", *vit]
+    source = tmp_path / "source"
+    assert worlds.train(source, words).codes == [0]
+    theirs = {name: t for name, t in worlds.tensors(source, 1).items() if name.endswith("|param")}
+    if kind == "file":
+        source = tmp_path / "weights.safetensors"
+        save_file({name[:-6]: tensor.contiguous() for name, tensor in theirs.items()}, source)
+    words.append(f"model.init={{from: {source}, ema: false}}")
+    ended = worlds.train(tmp_path / "run", [*words, *layout], 2, {1: [("nan_loss", {"step": 1})]})
+    assert ended.codes == [0, 0], ended.text
+    ours = worlds.tensors(tmp_path / "run", 1)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
 def checked(*overrides: str) -> None:
     recipe = load("digits_resnet20", list(overrides)).recipe
     start_weights.check(recipe, RunFolder("nowhere"), None, (8, 8), None)
@@ -217,7 +338,8 @@ def test_gpt2s_layout_is_of_gpt2s_function(transformer: str, said: str, tmp_path
             model = build_model(changed.model.model_dump())
         init = recipe.model.init
         changed = changed.model_copy(update={"model": changed.model.model_copy(update={"init": init})})
-        return check_function(changed, model, source, source.read())
+        with source.opened() as stored:
+            return check_function(changed, model, source, stored.described)
 
     assert notices({"transformer": {"activation": "gelu_tanh"}}) == []
     (notice,) = notices({})
