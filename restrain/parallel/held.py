@@ -38,7 +38,7 @@ class Held:
         return [(local[piece.at], piece.offset) for piece in self.pieces] if self.saves else []
 
     @torch.no_grad()
-    def fill(self, local: Tensor, box: Callable[[Tensor, tuple[int, ...]], None]) -> None:
+    def fill(self, local: Tensor, box: Callable[[Tensor, tuple[int, ...]], object]) -> None:
         """Fill each piece in place by ``box(view of the local tensor, offset in the whole)``."""
         for piece in self.pieces:
             box(local[piece.at], piece.offset)
