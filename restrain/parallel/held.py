@@ -43,14 +43,6 @@ class Held:
         for piece in self.pieces:
             box(local[piece.at], piece.offset)
 
-    @torch.no_grad()
-    def cut(self, whole: Tensor, local: Tensor) -> None:
-        """Copy this rank's part of a whole tensor."""
-        for piece in self.pieces:
-            part = local[piece.at]
-            index = tuple(slice(o, o + n) for o, n in zip(piece.offset, part.shape, strict=True))
-            part.copy_(whole[index])
-
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor that torch has cut over ranks; any other as it is."""
@@ -101,3 +93,8 @@ def cut_along(
             pieces.append(Piece(tuple(index), tuple(offset)))
         at += length
     return Held(shape, tuple(pieces), copies, saves)
+
+
+def index_of(offset: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
+    """The index of the box of that shape that begins at ``offset``."""
+    return tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +26,7 @@ from restrain.models.foreign.contract import Build
 from restrain.models.foreign.zoo import timm_name
 from restrain.models.weights import Fitted, fit_weights
 from restrain.parallel.engine import Engine
+from restrain.parallel.held import index_of
 from restrain.recipe import Recipe
 from restrain.run import checkpoint, lockfile
 from restrain.run.folder import RunFolder
@@ -229,7 +230,7 @@ def load_into(recipe: Recipe, model: nn.Module | Engine, source: Source | None =
         count, elements = len(fitted.tensors), sum(tensor.numel() for tensor in fitted.tensors.values())
         if converted:
             given = fitted.tensors
-            stored = Stored(given, lambda name, offset, shape: given[name][_index(offset, shape)])
+            stored = Stored(given, lambda name, offset, shape: given[name][index_of(offset, shape)])
         _load(engine, stored, _origins(fitted, stored))
     return [f"begins with {source.what}: {count} tensors, {elements:,} numbers", *fitted.notices]
 
@@ -247,10 +248,6 @@ def _load(engine: Engine, stored: Stored, origins: dict[str, str]) -> None:
                 leaf.detach(),
                 lambda part, offset, n=origins[name]: part.copy_(stored.part(n, offset, tuple(part.shape))),
             )
-
-
-def _index(offset: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
-    return tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))
 
 
 def _fit(recipe: Recipe, model: nn.Module, source: Source) -> Fitted:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from restrain.errors import UserError, WorldError
+from restrain.parallel.held import index_of
 from restrain.run import checkpoint
 
 Shape = tuple[int, ...]
@@ -55,7 +56,7 @@ def of_file(path: Path) -> Iterator[Stored]:
             def part(name: str, offset: Shape, shape: Shape) -> Tensor:
                 if tuple(described[name].shape) == shape:
                     return file.get_tensor(name)
-                return file.get_slice(name)[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))]
+                return file.get_slice(name)[index_of(offset, shape)]
 
             yield Stored(described, part)
     except SafetensorError as error:

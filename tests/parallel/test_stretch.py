@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from restrain.parallel.held import index_of
 from restrain.parallel.stretch import boxes, stretch
 
 SHAPES = st.lists(st.integers(1, 5), min_size=0, max_size=4).map(tuple)
@@ -37,7 +38,7 @@ def test_slices_and_fill_are_each_others_inverse(run: tuple[tuple[int, ...], int
     shape, start, stop = run
     whole = torch.randn(shape)
     held, local = stretch(shape, start, stop), torch.zeros(stop - start)
-    held.cut(whole, local)
+    held.fill(local, lambda part, offset: part.copy_(whole[index_of(offset, part.shape)]))
     assert torch.equal(local, whole.reshape(-1)[start:stop])
     again = torch.full(shape, math.nan)
     for part, offset in held.saved(local):
